@@ -1,0 +1,35 @@
+"""DeepSeek-R1 toolkit: one policy for training, rollouts, compression and serving. Names resolve on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepseek_r1.config.precision import DeepSeekConfig as DeepSeekConfig
+    from deepseek_r1.serve.deployer import Deployer as Deployer
+    from deepseek_r1.serve.local import DeepSeekModel as DeepSeekModel
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "DeepSeekConfig": "deepseek_r1.config.precision",
+    "DeepSeekModel": "deepseek_r1.serve.local",
+    "Deployer": "deepseek_r1.serve.deployer",
+    "layers": "",
+}
+
+__all__ = ["DeepSeekConfig", "DeepSeekModel", "Deployer", "__version__", "layers"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'deepseek_r1' has no attribute {name!r}; it exports {', '.join(__all__)}")
+    home = _EXPORTS[name]
+    value = getattr(importlib.import_module(home), name) if home else importlib.import_module(f"deepseek_r1.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The ground floor: errors, registry, environment and logging. Standard library only."""

@@ -1,0 +1,144 @@
+"""The engine: requests in, tokens out, one step at a time. Token ids only; text stays at the edge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+
+from deepseek_r1.core.errors import RequestError
+from deepseek_r1.engine.block_pool import BlockPool
+from deepseek_r1.engine.paged import KVCache
+from deepseek_r1.engine.request import EngineStats, GenerateRequest, TokenOutput
+from deepseek_r1.engine.runner import Runner, Sampled
+from deepseek_r1.engine.scheduler import Scheduler, Work
+from deepseek_r1.engine.sequence import Sequence
+from deepseek_r1.kernels import ops
+from deepseek_r1.models.decoder import Decoder
+
+
+class Engine:
+    """Continuous batching over one decoder and one pool of KV blocks. Not thread-safe: one thread submits and steps."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        num_blocks: int,
+        block_size: int = 16,
+        max_concurrent: int = 32,
+        max_step_tokens: int = 256,
+        weights_version: str = "0",
+        weights_bytes: int = 0,
+    ) -> None:
+        cache = KVCache(decoder.layouts, num_blocks, block_size)
+        self.scheduler = Scheduler(BlockPool(num_blocks, block_size), max_concurrent, max_step_tokens)
+        self.runner = Runner(decoder, cache)
+        self.block_size = block_size
+        self.kv_blocks = num_blocks
+        self.kv_bytes = cache.nbytes
+        self.weights_bytes = weights_bytes
+        self.vocab_size = decoder.config.vocab_size
+        self.max_model_len = min(decoder.config.max_position, num_blocks * block_size)
+        self.precision = decoder.precision.name
+        self.path = ops.PATH
+        identity = (weights_version, self.precision, str(ops.LAYOUT_VERSION), self.path)
+        self._cache_key = "|".join(identity).encode()
+        self._sequences: dict[str, Sequence] = {}
+        self._token_bytes: Items[bytes] = ()
+        self._eos: frozenset[int] = frozenset()
+        self._counts = dict.fromkeys(("prompt_tokens", "prefix_hit_tokens", "generated_tokens", "steps"), 0)
+        self._step_seconds = 0.0
+        self._last_batch = 0
+
+    def set_vocabulary(self, token_bytes: Items[bytes], eos_token_ids: Iterable[int]) -> None:
+        """The table token id -> bytes (b"" for special tokens), and the tokens that end an answer."""
+        self._token_bytes = token_bytes
+        self._eos = frozenset(eos_token_ids)
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request. Raises `RequestError` when it can never be served: empty, too long, or unknown tokens."""
+        prompt, params = request.prompt_ids, request.sampling
+        if not prompt:
+            raise RequestError("the prompt has no tokens", param="prompt", remedy="send at least one token")
+        if params.max_tokens < 1:
+            raise RequestError("max_tokens must be at least 1", param="max_tokens")
+        used = [*prompt, *request.output_ids, *params.logit_bias, *params.think.close_ids]
+        if min(used) < 0 or max(used) >= self.vocab_size:
+            raise RequestError(
+                f"a token id is outside the vocabulary (0 to {self.vocab_size - 1})", param="prompt", code="invalid_token"
+            )
+        if len(prompt) + params.max_tokens > self.max_model_len:
+            raise RequestError(
+                f"this model's context holds {self.max_model_len} tokens here; the request asks for "
+                f"{len(prompt) + params.max_tokens} ({len(prompt)} in the prompt, {params.max_tokens} to generate)",
+                param="prompt",
+                code="context_length_exceeded",
+                remedy="shorten the prompt, lower max_tokens, or give the server more --memory",
+            )
+        if request.request_id in self._sequences:
+            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+        sequence = Sequence(request, self._token_bytes, self._eos, self._cache_key, self.block_size)
+        if sequence.finish_reason is not None:
+            raise RequestError("the request to resume is finished already", param="output_ids")
+        self._sequences[sequence.id] = sequence
+        self.scheduler.waiting.append(sequence)
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Drop these requests; their slots and blocks are free for the next step. Unknown ids are ignored."""
+        for request_id in request_ids:
+            sequence = self._sequences.pop(request_id, None)
+            if sequence is not None:
+                self.scheduler.finish(sequence)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._sequences)
+
+    def step(self) -> list[TokenOutput]:
+        """Schedule, run, take in the results: at most one new token per request."""
+        started = time.perf_counter()
+        work = self.scheduler.schedule()
+        if not work:
+            return []
+        sampled = self.runner.run(work)
+        outputs = self._take_in(work, sampled)
+        self._counts["steps"] += 1
+        self._step_seconds += time.perf_counter() - started
+        return outputs
+
+    def _take_in(self, work: Items[Work], sampled: Items[Sampled]) -> list[TokenOutput]:
+        for item in work:
+            if item.start < item.sequence.prompt_length:
+                self._counts["prompt_tokens"] += min(item.count, item.sequence.prompt_length - item.start)
+            self.scheduler.computed(item)
+        outputs = []
+        for item, token, logprobs in sampled:
+            sequence = item.sequence
+            if len(sequence.tokens) == sequence.prompt_length:
+                self._counts["prefix_hit_tokens"] += sequence.cached_tokens
+            outputs.append(sequence.append(token, logprobs))
+            if sequence.finish_reason is not None:
+                self.scheduler.finish(sequence)
+                del self._sequences[sequence.id]
+        self._counts["generated_tokens"] += len(outputs)
+        self._last_batch = len(work)
+        return outputs
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's state now; counters grow from its start."""
+        pool = self.scheduler.pool
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            kv_blocks_used=pool.used,
+            kv_blocks_cached=pool.cached,
+            kv_blocks_total=pool.num_blocks,
+            preemptions=self.scheduler.preemptions,
+            step_seconds=self._step_seconds,
+            last_batch=self._last_batch,
+            max_batch=self.scheduler.max_concurrent,
+            **self._counts,
+        )

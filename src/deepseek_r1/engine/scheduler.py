@@ -1,0 +1,125 @@
+"""Which sequences work on which tokens in the next step: continuous batching with chunked prefill and preemption."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from deepseek_r1.engine.block_pool import BlockPool
+from deepseek_r1.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Work:
+    """`count` tokens of a sequence from its position `start`; with `samples` the step yields its next token."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the work reaches the sequence's last token."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """First come, first served. Decoding goes before prefill; prefill takes what is left of the token budget."""
+
+    def __init__(self, pool: BlockPool, max_concurrent: int, max_step_tokens: int) -> None:
+        self.pool = pool
+        self.max_concurrent = max_concurrent
+        self.max_step_tokens = max_step_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+
+    def schedule(self) -> list[Work]:
+        """The next step's work, with blocks reserved for all of it. Empty only when there is nothing to do."""
+        work: list[Work] = []
+        budget = self.max_step_tokens
+        preemptions = self.preemptions
+        # Decoding first: a token that someone is watching for is never held up by another one's prompt.
+        for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):
+            if budget and sequence in self.running:
+                budget -= self._continue(sequence, budget, work)
+        # What had to give way in this step comes back in a later one.
+        while budget and self.waiting and len(self.running) < self.max_concurrent and self.preemptions == preemptions:
+            sequence = self._admit()
+            if sequence is None:
+                break
+            budget -= self._continue(sequence, budget, work)
+        return [item for item in work if item.sequence in self.running]
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it stands, and give its blocks back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+
+    def computed(self, item: Work) -> None:
+        """Note that a step did this work: the blocks it filled go into the prefix cache."""
+        sequence, size = item.sequence, self.pool.block_size
+        before, sequence.computed = sequence.computed // size, item.start + item.count
+        after = sequence.computed // size
+        for block, key in zip(sequence.blocks[before:after], sequence.hashes(after)[before:], strict=True):
+            self.pool.publish(block, key)
+
+    def _continue(self, sequence: Sequence, budget: int, work: list[Work]) -> int:
+        count = min(budget, len(sequence.tokens) - sequence.computed)
+        missing = -(-(sequence.computed + count) // self.pool.block_size) - len(sequence.blocks)
+        while missing > self.pool.available:
+            # The latest arrival gives way: the oldest always runs to its end, so that no two can starve each other.
+            latest = self.running[-1]
+            self._preempt(latest)
+            if latest is sequence:
+                return 0
+        sequence.blocks += self.pool.allocate(max(0, missing))
+        work.append(Work(sequence, sequence.computed, count))
+        return count
+
+    def _admit(self) -> Sequence | None:
+        """Start the first waiting sequence whose whole prompt finds blocks."""
+        size = self.pool.block_size
+        filling = {self._next_hash(other) for other in self.running}
+        for sequence in self.waiting:
+            # At least one token has to be computed, or there would be no hidden state to sample from.
+            hashes = sequence.hashes((len(sequence.tokens) - 1) // size)
+            blocks = self.pool.match(hashes)
+            if len(blocks) < len(hashes) and hashes[len(blocks)] in filling:
+                # A running sequence computes this very block now: wait a step for it, let others pass.
+                self.pool.release(blocks)
+                continue
+            if -(-(len(sequence.tokens) + 1) // size) - len(blocks) > self.pool.available:
+                self.pool.release(blocks)
+                return None
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            sequence.blocks = blocks
+            sequence.computed = len(blocks) * size
+            if sequence.queue_seconds is None:
+                sequence.queue_seconds = time.monotonic() - sequence.submitted_at
+                sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
+            return sequence
+        return None
+
+    def _next_hash(self, sequence: Sequence) -> bytes | None:
+        """Hash of the full block that a running sequence fills next, if its tokens are known already."""
+        index = sequence.computed // self.pool.block_size
+        if (index + 1) * self.pool.block_size > len(sequence.tokens):
+            return None
+        return sequence.hashes(index + 1)[index]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0

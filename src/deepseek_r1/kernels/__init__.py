@@ -1,0 +1,1 @@
+"""Kernels behind one door, `ops`; `reference` holds their plain-torch truth."""

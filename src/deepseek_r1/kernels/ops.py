@@ -1,0 +1,93 @@
+"""The one door to all kernels: signatures, shapes and dtypes. Plain torch today; native kernels override it here.
+
+Notation: T tokens, H query heads, K key heads, D head width, L key positions, N blocks of S token slots.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deepseek_r1.kernels import reference
+
+PATH = "torch"
+"""Name of the instruction-set path. It stands wherever a promise of equal bits is recorded."""
+
+LAYOUT_VERSION = 1
+"""Version of the KV row layout and of packed weights; part of every cache key."""
+
+
+class PackedWeight:
+    """A frozen weight (out, in) reordered once into the layout that the CPU's GEMM reads, in place of the plain one.
+
+    oneDNN's packed layout reads weights at about twice the bandwidth of torch's own linear on the CPUs measured
+    (docs/LOG.md), and the same packed bytes serve every number of rows.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.nbytes = weight.numel() * weight.element_size()
+        packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if packs and weight.dtype is torch.bfloat16:
+            packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._packed = packs
+        # 16 rows: the layout that this hint selects measured fastest, or equal, from 1 to 256 rows.
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 16) if packs else weight
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., in) -> (..., out), in the weight's dtype. Not differentiable with respect to the weight."""
+        if self._packed:
+            out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, bias, "none", [], "")
+            return out
+        return reference.linear(x, self._weight, bias)
+
+
+def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) -> (..., out). x is brought to the weight's dtype first."""
+    if x.dtype != weight.dtype:
+        x = x.to(weight.dtype)
+    return weight.linear(x, bias) if isinstance(weight, PackedWeight) else reference.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., dim), weight (dim,) -> (..., dim) in the weight's dtype (Zhang & Sennrich 2019)."""
+    return reference.rms_norm(x.to(weight.dtype), weight, eps)
+
+
+def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotary embedding on x (T, heads, D), halves convention.
+
+    `cos` and `signed_sin` are (T, 1, D); the first half of `signed_sin` carries the minus sign of the rotation.
+    """
+    return reference.rope(x.to(cos.dtype), cos, signed_sin)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, both (..., dim)."""
+    return reference.silu_mul(gate, up)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """q (B, H, L_q, D), k (B, K, L, D), v (B, K, L, D_v) -> (B, H, L_q, D_v); H is a multiple of K.
+
+    `mask` is boolean (True = attend) and broadcasts to (B, 1, L_q, L). `causal` needs L_q = L.
+    """
+    return reference.attention(q, k.to(q.dtype), v.to(q.dtype), scale, mask, causal)
+
+
+def kv_write(pool: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Store rows (T, width) at slots (T,) of pool (N, S, width): slot = block * S + offset."""
+    reference.kv_write(pool, slots, rows)
+
+
+def kv_gather(pool: Tensor, blocks: Tensor) -> Tensor:
+    """The rows of blocks (B, n) of pool (N, S, width) -> (B, n * S, width)."""
+    return reference.kv_gather(pool, blocks)
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows ids (T,) of weight (vocabulary, dim) -> (T, dim)."""
+    return torch.nn.functional.embedding(ids, weight)

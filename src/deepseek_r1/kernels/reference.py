@@ -1,0 +1,60 @@
+"""The plain-torch truth of every operator: what an optimised kernel has to equal. Shapes are documented in `ops`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias."""
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension, in float32 inside, as Llama defines it."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotate the halves of each head: x * cos + swap_halves(x) * signed_sin."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * signed_sin
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return F.silu(gate) * up
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
+    """Grouped-query attention through torch's fused kernel, without copying the keys per query head."""
+    batch, heads, length, dim = q.shape
+    kv_heads, value_dim = k.shape[1], v.shape[-1]
+    group = heads // kv_heads
+    if length == 1:
+        # The query heads of one key head stand as rows of one query block: one pass over the keys serves them all.
+        folded = q.reshape(batch, kv_heads, group, dim)
+        out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask, scale=scale)
+    else:
+        folded = q.reshape(batch * kv_heads, group, length, dim)
+        keys = k.reshape(batch * kv_heads, 1, *k.shape[2:]).expand(-1, group, -1, -1)
+        values = v.reshape(batch * kv_heads, 1, *v.shape[2:]).expand(-1, group, -1, -1)
+        if mask is not None and batch > 1:
+            mask = mask.expand(batch, -1, -1, -1).repeat_interleave(kv_heads, dim=0)
+        out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, is_causal=causal, scale=scale)
+    return out.reshape(batch, heads, length, value_dim)
+
+
+def kv_write(pool: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """pool.view(-1, width)[slots] = rows."""
+    pool.view(-1, pool.shape[-1]).index_copy_(0, slots, rows)
+
+
+def kv_gather(pool: Tensor, blocks: Tensor) -> Tensor:
+    """The rows of these blocks, one after the other."""
+    sequences, count = blocks.shape
+    rows = pool.view(pool.shape[0], -1).index_select(0, blocks.reshape(-1))
+    return rows.view(sequences, count * pool.shape[1], pool.shape[2])

@@ -1,0 +1,28 @@
+"""The gated feed-forward block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepseek_r1.kernels import ops
+from deepseek_r1.layers.linear import Linear, LinearGroup
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, SwiGLU)."""
+
+    def __init__(
+        self, dim: int, hidden: int, *, bias: bool, dtype: torch.dtype, activation_dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.gate_up = LinearGroup(
+            {name: Linear(dim, hidden, bias=bias, dtype=dtype) for name in ("gate_proj", "up_proj")}
+        )
+        self.down_proj = Linear(hidden, dim, bias=bias, dtype=dtype)
+        self.activation_dtype = activation_dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, dim) -> (T, dim)."""
+        gate, up = self.gate_up(x)
+        return self.down_proj(ops.silu_mul(gate.to(self.activation_dtype), up.to(self.activation_dtype)))  # type: ignore[no-any-return]

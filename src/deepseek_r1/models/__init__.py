@@ -1,0 +1,1 @@
+"""Text models: checkpoints, tokenizers, families and the one decoder."""

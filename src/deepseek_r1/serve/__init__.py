@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: API process, process border, supervisor, chat page. Computes no tensors."""

@@ -75,7 +75,9 @@ def kv_bytes_per_token(shape: ModelConfig, precision: DeepSeekConfig) -> int:
 
 def arena_bytes(shape: ModelConfig, precision: DeepSeekConfig, max_concurrent: int, max_step_tokens: int) -> int:
     """Bytes that a step's temporaries can take at most: activations, gathered keys and values, masks, logits."""
-    per_token = 8 * shape.hidden_size + 4 * shape.intermediate_size + 4 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    per_token = (
+        8 * shape.hidden_size + 4 * shape.intermediate_size + 4 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    )
     activations = (max_step_tokens + max_concurrent) * per_token * 4
     longest = max(GATHER_TOKENS, shape.max_position)
     gathered = 2 * longest * kv_bytes_per_token(shape, precision) // shape.layers

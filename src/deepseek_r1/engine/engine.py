@@ -66,7 +66,9 @@ class Engine:
         used = [*prompt, *request.output_ids, *params.logit_bias, *params.think.close_ids]
         if min(used) < 0 or max(used) >= self.vocab_size:
             raise RequestError(
-                f"a token id is outside the vocabulary (0 to {self.vocab_size - 1})", param="prompt", code="invalid_token"
+                f"a token id is outside the vocabulary (0 to {self.vocab_size - 1})",
+                param="prompt",
+                code="invalid_token",
             )
         if len(prompt) + params.max_tokens > self.max_model_len:
             raise RequestError(

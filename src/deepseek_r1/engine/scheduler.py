@@ -46,10 +46,10 @@ class Scheduler:
                 budget -= self._continue(sequence, budget, work)
         # What had to give way in this step comes back in a later one.
         while budget and self.waiting and len(self.running) < self.max_concurrent and self.preemptions == preemptions:
-            sequence = self._admit()
-            if sequence is None:
+            admitted = self._admit()
+            if admitted is None:
                 break
-            budget -= self._continue(sequence, budget, work)
+            budget -= self._continue(admitted, budget, work)
         return [item for item in work if item.sequence in self.running]
 
     def finish(self, sequence: Sequence) -> None:

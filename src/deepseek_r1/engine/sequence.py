@@ -20,7 +20,12 @@ class Sequence:
     """
 
     def __init__(
-        self, request: GenerateRequest, token_bytes: Items[bytes], eos: frozenset[int], cache_key: bytes, block_size: int
+        self,
+        request: GenerateRequest,
+        token_bytes: Items[bytes],
+        eos: frozenset[int],
+        cache_key: bytes,
+        block_size: int,
     ) -> None:
         self.id = request.request_id
         self.sampling = request.sampling

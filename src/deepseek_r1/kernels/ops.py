@@ -28,7 +28,7 @@ class PackedWeight:
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
         self.nbytes = weight.numel() * weight.element_size()
-        packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         if packs and weight.dtype is torch.bfloat16:
             packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self._packed = packs

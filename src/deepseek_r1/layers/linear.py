@@ -67,4 +67,4 @@ class PackedLinearGroup(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (..., in_features) -> one output per member."""
-        return ops.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+        return torch.split(ops.linear(x, self.weight, self.bias), self.sizes, dim=-1)

@@ -12,9 +12,7 @@ from deepseek_r1.layers.linear import Linear, LinearGroup
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, SwiGLU)."""
 
-    def __init__(
-        self, dim: int, hidden: int, *, bias: bool, dtype: torch.dtype, activation_dtype: torch.dtype
-    ) -> None:
+    def __init__(self, dim: int, hidden: int, *, bias: bool, dtype: torch.dtype, activation_dtype: torch.dtype) -> None:
         super().__init__()
         self.gate_up = LinearGroup(
             {name: Linear(dim, hidden, bias=bias, dtype=dtype) for name in ("gate_proj", "up_proj")}

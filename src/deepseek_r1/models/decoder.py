@@ -73,9 +73,7 @@ class Decoder(nn.Module):
             KVLayout(config.kv_heads, config.head_dim, config.head_dim, DTYPES[precision.dtype_of("kv_cache")])
             for _ in range(config.layers)
         ]
-        self.embedding = Embedding(
-            config.vocab_size, config.hidden_size, dtype=DTYPES[precision.dtype_of("embedding")]
-        )
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=DTYPES[precision.dtype_of("embedding")])
         self.rotary = self.rotary_for(config, precision)
         self.layers = nn.ModuleList(Block(i, config, precision, self.layouts[i]) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=DTYPES[precision.dtype_of("norm")])

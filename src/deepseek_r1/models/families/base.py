@@ -23,8 +23,8 @@ class WeightName:
 
     def at(self, layer: int) -> WeightName:
         """The name with the layer filled in."""
-        parts = (name.replace("{i}", str(layer)) for name in (self.ours, self.hf, self.gguf))
-        return WeightName(*parts, self.interleaved)
+        ours, hf, gguf = (name.replace("{i}", str(layer)) for name in (self.ours, self.hf, self.gguf))
+        return WeightName(ours, hf, gguf, self.interleaved)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,12 @@ NAMES = (
         )
         for kind in ("weight", "bias")
     ),
-    WeightName("layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"),
-    WeightName("layers.{i}.mlp_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight"),
+    WeightName(
+        "layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"
+    ),
+    WeightName(
+        "layers.{i}.mlp_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight"
+    ),
     WeightName("norm.weight", "model.norm.weight", "output_norm.weight"),
     WeightName("lm_head.weight", "lm_head.weight", "output.weight"),
 )

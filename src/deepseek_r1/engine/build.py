@@ -37,20 +37,21 @@ def load_engine(
 ) -> Engine:
     """Load the model and give the KV pool what is left of the budget.
 
-    `memory_bytes` bounds the proportional set size of this process and of `companion_pid` together: weights, KV pool,
-    arena, logits. None takes half of the memory that is available at the start. Raises `CapacityError` when the model
-    does not fit.
+    `memory_bytes` bounds weights, KV pool, arena and logits. With a `companion_pid` (the server's API process) it bounds
+    the proportional set size of both processes, all of it; without one, what the model adds to this process. None takes
+    half of the memory that is available at the start. Raises `CapacityError` when the model does not fit.
     """
+    foreign = 0 if companion_pid is not None else _resident(None)
     config_ = precision if isinstance(precision, DeepSeekConfig) else parse_precision(precision)
     budget = memory_bytes or memory_available() // 2
     with open_checkpoint(model_path) as checkpoint:
         shape = read_config(checkpoint)
     weights = weights_bytes(shape, config_)
     arena = arena_bytes(shape, config_, max_concurrent, max_step_tokens)
-    _check(budget, _resident(companion_pid) + weights + arena, shape, config_)
+    _check(budget, _resident(companion_pid) - foreign + weights + arena, shape, config_)
     decoder = load_decoder(model_path, config_, pack=True)
     _trim()
-    resident = _resident(companion_pid)
+    resident = _resident(companion_pid) - foreign
     per_block = BLOCK_SIZE * kv_bytes_per_token(shape, config_)
     # No more than every slot at the model's full context could use.
     most = max_concurrent * -(-shape.max_position // BLOCK_SIZE)

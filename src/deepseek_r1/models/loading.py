@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from os import PathLike
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,12 +76,12 @@ def _fill(decoder: Decoder, checkpoint: Checkpoint, config: ModelConfig, names: 
 
 
 def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(checkpoint.tensors[name].shape, dtype=dtype)
     if dtype is torch.bfloat16:
-        bits = checkpoint.read_bf16_bits(name)
-        if not bits.flags.writeable:
-            bits = bits.copy()  # a view of the file: torch needs memory of its own
-        return torch.from_numpy(bits.view("int16")).view(torch.bfloat16)
-    return torch.from_numpy(checkpoint.read(name))
+        checkpoint.read_bf16_bits_into(name, tensor.view(torch.int16).numpy().view(np.uint16))
+    else:
+        checkpoint.read_into(name, tensor.numpy())
+    return tensor
 
 
 def _halves(tensor: Tensor, heads: int) -> Tensor:

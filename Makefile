@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`.
+PORT ?= 8080
+MODEL ?= default
+ARGS ?=
+PYTHON ?= python3
+# Another wheel index for torch, for machines where the pin would be a CUDA build of several GB (see README).
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON TORCH_INDEX VENV
+
+.PHONY: serve test prove lint types bench docs clean
+.DEFAULT_GOAL := serve
+
+$(VENV)/.ready: pyproject.toml constraints.txt deploy/environment.sh
+	@sh deploy/environment.sh serve
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@sh deploy/environment.sh dev
+
+serve: $(VENV)/.ready
+	@exec $(BIN)/deepseek-r1 serve "$(MODEL)" --port "$(PORT)" $(ARGS)
+
+test: lint types
+	@sh deploy/environment.sh browser
+	@$(BIN)/python -m pytest -q
+
+prove: $(VENV)/.ready-dev
+	@$(BIN)/python tests/prove.py $(ARGS)
+
+lint: $(VENV)/.ready-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/codespell
+	@$(BIN)/lint-imports --no-logo
+
+types: $(VENV)/.ready-dev
+	@$(BIN)/mypy
+
+bench: $(VENV)/.ready-dev
+	@$(BIN)/python benchmarks/against_transformers.py $(ARGS)
+
+docs: $(VENV)/.ready-dev
+	@$(BIN)/python docs/generate_cli.py
+
+clean:
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,75 @@
+"""The verbs `models list` and `models inspect`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from deepseek_r1.cli.terminal import table
+from deepseek_r1.config.inspect import InspectConfig, ListConfig
+
+
+def list_models(config: ListConfig) -> int:
+    """Print the models that can be served without fetching anything."""
+    from deepseek_r1.operate.catalogue import local_models
+
+    models = local_models()
+    if config.json:
+        fields = [{"name": m.name, "format": m.format, "bytes": m.nbytes, "path": str(m.path)} for m in models]
+        print(json.dumps(fields, indent=2))
+    elif models:
+        rows = [(m.name, m.format, _megabytes(m.nbytes), str(m.path)) for m in models]
+        print(table(("model", "format", "size", "path"), rows, text=("format", "path")))
+    else:
+        print("There is no model on this machine. `deepseek-r1 doctor` says how to get the default one.")
+    return 0
+
+
+def inspect_model(config: InspectConfig) -> int:
+    """Print what one model is made of."""
+    from deepseek_r1.operate.catalogue import describe_model
+
+    model = describe_model(config.model)
+    print(json.dumps(model, indent=2) if config.json else _page(model))
+    return 0
+
+
+def _page(model: dict[str, Any]) -> str:
+    head = {
+        "model": model["model"],
+        "path": model["path"],
+        "format": model["format"],
+        "family": model["family"] or "not named",
+        "parameters": f"{model['parameters']:,}",
+        "size": _megabytes(model["bytes"]),
+        "chat template": "yes" if model["chat_template"] else "no",
+    }
+    if model["unsupported"]:
+        head["not supported"] = model["unsupported"]
+    parts = [_pairs(head)]
+    if model["config"]:
+        parts.append("config\n" + _pairs({f"  {name}": _short(value) for name, value in model["config"].items()}))
+    rows = [
+        (name, f"{entry['tensors']:,}", f"{entry['parameters']:,}", _megabytes(entry["bytes"]))
+        for name, entry in model["tensors"].items()
+    ]
+    parts.append(table(("stored as", "tensors", "parameters", "size"), rows))
+    return "\n\n".join(parts)
+
+
+def _pairs(fields: dict[str, str]) -> str:
+    width = max(map(len, fields))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in fields.items())
+
+
+def _short(value: Any) -> str:
+    """A setting on one line; a list of equal entries (one per layer) as "30 x None"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_short(inner)}" for name, inner in value.items())
+    if isinstance(value, tuple | list) and len(value) > 4:
+        return f"{len(value)} x {value[0]}" if len(set(value)) == 1 else f"{len(value)} values, from {value[0]}"
+    return str(value)
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"

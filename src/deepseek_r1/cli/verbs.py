@@ -1,0 +1,54 @@
+"""The table of verbs: its name, its words, its configuration class and the function that does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepseek_r1.config.base import Config
+from deepseek_r1.config.bench import BenchmarkConfig
+from deepseek_r1.config.chat import ChatConfig
+from deepseek_r1.config.doctor import DoctorConfig
+from deepseek_r1.config.generate import GenerateConfig
+from deepseek_r1.config.inspect import InspectConfig, ListConfig
+from deepseek_r1.config.serve import ServeConfig
+
+
+@dataclass(frozen=True)
+class Verb:
+    """`words` as typed after the program's name; `target` is "module:function", imported when it runs."""
+
+    words: tuple[str, ...]
+    help: str
+    config: type[Config]
+    target: str
+    log_level: str = "WARNING"
+
+
+VERBS = (
+    Verb(
+        ("serve",),
+        "serve a model over HTTP, OpenAI-compatible, with a chat page",
+        ServeConfig,
+        "deepseek_r1.cli.serve:serve",
+        log_level="INFO",
+    ),
+    Verb(("chat",), "chat with a model in the terminal", ChatConfig, "deepseek_r1.cli.chat:chat"),
+    Verb(("generate",), "continue one prompt", GenerateConfig, "deepseek_r1.cli.generate:generate"),
+    Verb(("models", "list"), "list the models on this machine", ListConfig, "deepseek_r1.cli.models:list_models"),
+    Verb(
+        ("models", "inspect"),
+        "describe a model: its configuration, tensors and sizes",
+        InspectConfig,
+        "deepseek_r1.cli.models:inspect_model",
+    ),
+    Verb(("doctor",), "check this machine, and say how to mend it", DoctorConfig, "deepseek_r1.cli.doctor:doctor"),
+    Verb(
+        ("benchmark",),
+        "measure throughput, time to first token and inter-token latency",
+        BenchmarkConfig,
+        "deepseek_r1.cli.benchmark:benchmark",
+    ),
+)
+
+GROUPS = {"models": "list and describe models"}
+"""Words that only group verbs."""

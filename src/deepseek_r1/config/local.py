@@ -1,0 +1,60 @@
+"""Settings shared by everything that runs a model in its own process: which model, which precision, how to sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepseek_r1.config.base import Config, option
+from deepseek_r1.config.precision import parse_precision
+
+
+class LocalModelConfig(Config):
+    """Which model to load, and how."""
+
+    model: str = option(
+        default="default",
+        help="'default' (the embedded model), a folder, a GGUF or safetensors file, or a hub id",
+        metavar="MODEL",
+        positional=True,
+    )
+    precision: str = option(
+        default="fp32",
+        help="number format of the model's operators: fp32, bf16, or mixed:CLASS=FORMAT,...",
+        metavar="fp32|bf16|mixed",
+    )
+    memory: int | None = option(
+        default=None, help="memory for weights and caches (as 4GiB); default: what is free", minimum=1, size=True
+    )
+
+    def check(self) -> None:
+        """Refuse precisions that are not there."""
+        parse_precision(self.precision)
+
+
+class SamplingConfig(LocalModelConfig):
+    """How tokens are chosen. The defaults are those DeepSeek recommends for R1."""
+
+    max_tokens: int | None = option(
+        default=None, help="tokens to generate at most; default: the remaining context", minimum=1
+    )
+    temperature: float = option(
+        default=0.6, help="randomness; 0 always takes the likeliest token", minimum=0, maximum=2
+    )
+    top_p: float = option(
+        default=0.95, help="sample from the likeliest tokens that sum to this probability", minimum=0, maximum=1
+    )
+    top_k: int = option(default=0, help="sample from this many likeliest tokens; 0 for all", minimum=0)
+    min_p: float = option(
+        default=0.0, help="drop tokens below this fraction of the likeliest one's probability", minimum=0, maximum=1
+    )
+    seed: int | None = option(
+        default=None, help="the same seed gives the same text; default: drawn at random", minimum=0, maximum=2**63 - 1
+    )
+    stop: tuple[str, ...] = option(default=(), help="stop before this text; may be given several times", metavar="TEXT")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling fields by the names `DeepSeekModel.generate` and `.chat` take; unset ones are left out."""
+        fields = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+        given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        return {**given, "stop": list(self.stop)} if self.stop else given

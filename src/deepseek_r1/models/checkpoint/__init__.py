@@ -1,0 +1,1 @@
+"""Reading and writing checkpoints (GGUF, safetensors) with numpy alone: processes without torch open them too."""

@@ -1,0 +1,175 @@
+"""An open checkpoint: named tensors in mapped files, read one at a time as float32 or bfloat16 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from deepseek_r1.core.errors import CapacityError, CheckpointError, UnsupportedError
+from deepseek_r1.models.checkpoint.gguf_quants import BLOCKS, dequantise, round_to_bf16
+from deepseek_r1.models.checkpoint.mapped import MappedFile, quoted
+
+Format = Literal["gguf", "safetensors"]
+
+READABLE: dict[Format, tuple[str, ...]] = {"gguf": tuple(BLOCKS), "safetensors": ("F32", "F16", "BF16")}
+
+# All sizes below are bounds that real checkpoints stay far under; they keep a hostile header's claims finite.
+MAX_TENSORS = 100_000
+MAX_ELEMENTS = 2**48
+
+_CHUNK_ELEMENTS = 1 << 16  # float32 chunk of 256 KiB: stays in a core's cache; a multiple of every block size
+_RELEASE_BYTES = 16 << 20  # mapped file pages held at most while one tensor is read
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One stored tensor. `shape` is in torch's order (rows first), `nbytes` its size in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+class Stored(NamedTuple):
+    """A tensor and where its bytes begin."""
+
+    info: TensorInfo
+    file: MappedFile
+    offset: int
+
+
+class Checkpoint:
+    """Tensors and metadata of a checkpoint. Opening reads headers only; `read` reads one tensor.
+
+    `metadata` holds GGUF's key-value pairs, or the parsed config.json beside safetensors ({} without one).
+    Reading is thread-safe. Usable as a context manager.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        format: Format,
+        metadata: dict[str, Any],
+        stored: Mapping[str, Stored],
+        files: tuple[MappedFile, ...],
+    ) -> None:
+        self.path = path
+        self.format: Format = format
+        self.metadata = metadata
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({name: entry.info for name, entry in stored.items()})
+        self._stored = stored
+        self._files = files
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """The tensor as a new C-contiguous float32 array; quantised formats are dequantised.
+
+        Raises `CheckpointError` for an unknown name or a file that shrank, `UnsupportedError` for a storage type
+        that this version cannot read, `CapacityError` if the result does not fit in memory.
+        """
+        out = self._allocate(self._entry(name).info, np.float32)
+        self.read_into(name, out)
+        return out
+
+    def read_into(self, name: str, out: npt.NDArray[np.float32]) -> None:
+        """Like `read`, into `out`: C-contiguous float32 of the tensor's shape. No whole-tensor temporary is made."""
+        entry = self._entry(name)
+        _check_out(entry.info, out, np.dtype(np.float32))
+        flat = out.reshape(-1)
+        for start, stop, blocks in self._chunks(entry):
+            dequantise(entry.info.dtype, blocks, flat[start:stop])
+
+    def read_bf16_bits(self, name: str) -> npt.NDArray[np.uint16]:
+        """The tensor as bfloat16 bits, rounded to nearest even from the float32 values.
+
+        A tensor stored as BF16 comes as a read-only view of the mapped file: no copy, and its pages count as the
+        file's. Raises as `read` does.
+        """
+        entry = self._entry(name)
+        if entry.info.dtype == "BF16" and entry.offset % 2 == 0:
+            entry.file.require(entry.offset + entry.info.nbytes, f"tensor {quoted(name)}")
+            bits: npt.NDArray[np.uint16] = entry.file.view(entry.offset, entry.info.nbytes).view("<u2")
+            return bits.reshape(entry.info.shape)
+        out = self._allocate(entry.info, np.uint16)
+        self.read_bf16_bits_into(name, out)
+        return out
+
+    def read_bf16_bits_into(self, name: str, out: npt.NDArray[np.uint16]) -> None:
+        """Like `read_bf16_bits`, always copied into `out`: C-contiguous uint16 of the tensor's shape."""
+        entry = self._entry(name)
+        _check_out(entry.info, out, np.dtype(np.uint16))
+        flat = out.reshape(-1)
+        buffer = np.empty(min(_CHUNK_ELEMENTS, flat.size), np.float32)
+        for start, stop, blocks in self._chunks(entry):
+            if entry.info.dtype == "BF16":
+                flat[start:stop] = blocks.reshape(-1).view("<u2")
+                continue
+            values = buffer[: stop - start]
+            dequantise(entry.info.dtype, blocks, values)
+            round_to_bf16(values, flat[start:stop])
+
+    def close(self) -> None:
+        """Unmap the files. Views handed out by `read_bf16_bits` stay valid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _entry(self, name: str) -> Stored:
+        """The entry of a tensor that exists and can be read."""
+        entry = self._stored.get(name)
+        if entry is None:
+            raise CheckpointError(
+                self.path,
+                f"tensor {quoted(name)}",
+                "is not in the checkpoint",
+                remedy="fetch the file again; a checkpoint of another architecture has other names",
+            )
+        readable = READABLE[self.format]
+        if entry.info.dtype not in readable:
+            raise UnsupportedError(
+                f"{entry.file.path}: tensor {quoted(name)} is stored as {entry.info.dtype}, which cannot be read",
+                remedy=f"use a file stored as one of {', '.join(readable)}",
+            )
+        return entry
+
+    def _allocate(self, info: TensorInfo, dtype: type[Any]) -> npt.NDArray[Any]:
+        try:
+            return np.empty(info.shape, dtype)
+        except MemoryError as error:
+            raise CapacityError(
+                f"{self.path}: no memory for tensor {quoted(info.name)} of shape {info.shape}",
+                remedy="free memory or choose a smaller model",
+            ) from error
+
+    def _chunks(self, entry: Stored) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+        """(first element, last element + 1, blocks as (blocks, bytes per block)), pages given back on the way."""
+        elements, width = BLOCKS[entry.info.dtype]
+        blocks = entry.info.nbytes // width
+        step = _CHUNK_ELEMENTS // elements
+        held = entry.offset
+        for first in range(0, blocks, step):
+            last = min(first + step, blocks)
+            start, stop = entry.offset + first * width, entry.offset + last * width
+            entry.file.require(stop, f"tensor {quoted(entry.info.name)}")
+            yield first * elements, last * elements, entry.file.view(start, stop - start).reshape(-1, width)
+            if stop - held >= _RELEASE_BYTES or last == blocks:
+                entry.file.release(held, stop)
+                held = stop
+
+
+def _check_out(info: TensorInfo, out: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    if out.shape != info.shape or out.dtype != dtype or not out.flags.c_contiguous:
+        raise ValueError(f"tensor {quoted(info.name)} needs a C-contiguous {dtype} array of shape {info.shape}")

@@ -1,0 +1,1 @@
+"""Operations: metrics of the running server."""

@@ -1,0 +1,169 @@
+"""Random schedules through the engine, each request compared with the same request alone. Used by a test and by prove."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+
+from deepseek_r1.engine.engine import Engine
+from deepseek_r1.engine.request import GenerateRequest, SamplingParams
+from deepseek_r1.engine.sampler import sample
+from deepseek_r1.engine.sequence import Sequence
+from deepseek_r1.layers.context import Packed
+from deepseek_r1.models.decoder import Decoder
+
+TOLERANCE = 1e-5
+
+
+@dataclass
+class Outcome:
+    """What one schedule showed. A differing token passes only as a recorded tie."""
+
+    requests: int = 0
+    tokens: int = 0
+    worst: float = 0.0
+    ties: list[str] = field(default_factory=list)
+    preemptions: int = 0
+    hits: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def random_params(rng: random.Random, vocabulary: int) -> SamplingParams:
+    greedy = rng.random() < 0.4
+    return SamplingParams(
+        max_tokens=rng.randint(1, 20),
+        seed=rng.getrandbits(62),
+        temperature=0 if greedy else rng.choice([0.3, 1.0, 1.7]),
+        top_p=rng.choice([1.0, 1.0, 0.8, 0.3]),
+        top_k=rng.choice([0, 0, 5, 40]),
+        min_p=rng.choice([0.0, 0.0, 0.1]),
+        presence_penalty=rng.choice([0.0, 0.0, 0.7]),
+        frequency_penalty=rng.choice([0.0, 0.0, -0.5]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
+        logit_bias=rng.choice([{}, {}, {rng.randrange(vocabulary): 2.0}]),
+        logprobs=0,
+        ignore_eos=rng.random() < 0.5,
+    )
+
+
+def make_engine(decoder: Decoder, blocks: int, block_size: int, concurrent: int, step_tokens: int) -> Engine:
+    engine = Engine(
+        decoder, num_blocks=blocks, block_size=block_size, max_concurrent=concurrent, max_step_tokens=step_tokens
+    )
+    engine.set_vocabulary([bytes([65 + i % 26]) for i in range(engine.vocab_size)], {5, 6, 7})
+    return engine
+
+
+def alone(decoder: Decoder, request: GenerateRequest) -> tuple[list[int], list[float]]:
+    """The request by itself: whole prefill, no cache, room enough."""
+    engine = make_engine(decoder, 64, 16, 1, 512)
+    engine.submit(request)
+    tokens, logprobs = list(request.output_ids), [0.0] * len(request.output_ids)
+    while engine.has_work:
+        for output in engine.step():
+            tokens += output.token_ids
+            logprobs += [entry.logprob for entry in output.logprobs]
+    return tokens, logprobs
+
+
+@torch.no_grad()
+def is_tie(decoder: Decoder, request: GenerateRequest, before: list[int], other: int) -> bool:
+    """Whether a change of the logits by rounding alone makes the sampler choose `other`."""
+    ids = torch.tensor(request.prompt_ids + before)
+    row = decoder.logits(decoder(ids, torch.arange(len(ids)), Packed([len(ids)]))[-1:])
+    state = Sequence(request, [b"x"] * row.shape[1], frozenset(), b"", 16)
+    for token in before[len(request.output_ids) :]:
+        state.append(token, None)
+    noise = torch.Generator().manual_seed(0)
+    shaken = [row + 2e-5 * (torch.rand(row.shape, generator=noise) - 0.5) for _ in range(64)]
+    return any(sample(shake, [state])[0][0] == other for shake in shaken)
+
+
+def run_schedule(decoder: Decoder, seed: int) -> Outcome:
+    """One random schedule: sizes, chunks, arrivals, cancellations, shared prefixes, resumes and a scarce pool."""
+    rng = random.Random(seed)
+    vocabulary = decoder.config.vocab_size
+    block_size = rng.choice([2, 4, 16])
+    longest = 60
+    stems = [[rng.randrange(8, vocabulary) for _ in range(rng.randint(1, longest - 8))] for _ in range(2)]
+    outcome = Outcome()
+    requests, wanted = [], {}
+    for index in range(rng.randint(2, 9)):
+        stem = rng.choice(stems)
+        prompt = stem[: rng.randint(1, len(stem))] + [rng.randrange(8, vocabulary) for _ in range(rng.randint(0, 8))]
+        request = GenerateRequest(f"r{index}", prompt, random_params(rng, vocabulary), rng.choice([0, 0, 1]))
+        tokens, logprobs = alone(decoder, request)
+        if rng.random() < 0.3 and len(tokens) > 1:
+            kept = rng.randint(1, len(tokens) - 1)
+            request = GenerateRequest(request.request_id, prompt, request.sampling, request.choice_index, tokens[:kept])
+        requests.append(request)
+        wanted[request.request_id] = (tokens, logprobs)
+    largest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
+    blocks = -(-largest // block_size) + rng.choice([0, 0, 1, 3, 20])
+    engine = make_engine(decoder, blocks, block_size, rng.randint(2, 8), rng.choice([1, 3, 16, 64, 256]))
+    arrivals = sorted((rng.randint(0, 12), i) for i in range(len(requests)))
+    cancels = {request.request_id: rng.randint(1, 25) for request in requests if rng.random() < 0.15}
+    got: dict[str, tuple[list[int], list[float]]] = {r.request_id: (list(r.output_ids), []) for r in requests}
+    cancelled: set[str] = set()
+    step = 0
+    while arrivals or engine.has_work:
+        while arrivals and arrivals[0][0] <= step:
+            engine.submit(requests[arrivals.pop(0)[1]])
+        for name, at in cancels.items():
+            if at == step:
+                engine.cancel([name])
+                cancelled.add(name)
+        for output in engine.step():
+            got[output.request_id][0].extend(output.token_ids)
+            got[output.request_id][1].extend(entry.logprob for entry in output.logprobs)
+        engine.scheduler.pool.check()
+        step += 1
+        if step > 3000:
+            outcome.problems.append("the schedule does not end")
+            break
+    if engine.scheduler.pool.used:
+        outcome.problems.append(f"{engine.scheduler.pool.used} blocks leaked")
+    for request in requests:
+        _compare(
+            decoder,
+            request,
+            wanted[request.request_id],
+            got[request.request_id],
+            request.request_id in cancelled,
+            outcome,
+        )
+    outcome.preemptions = engine.stats.preemptions
+    outcome.hits = engine.stats.prefix_hit_tokens
+    return outcome
+
+
+def _compare(
+    decoder: Decoder,
+    request: GenerateRequest,
+    want: tuple[list[int], list[float]],
+    got: tuple[list[int], list[float]],
+    cancelled: bool,
+    outcome: Outcome,
+) -> None:
+    outcome.requests += 1
+    kept = len(request.output_ids)
+    logprobs = [0.0] * kept + got[1]
+    for place in range(kept, max(len(want[0]), len(got[0]))):
+        if place >= len(got[0]) and cancelled:
+            return
+        a = want[0][place] if place < len(want[0]) else None
+        b = got[0][place] if place < len(got[0]) else None
+        if a != b:
+            where = f"{request.request_id} token {place}: alone {a}, in the schedule {b}"
+            if a is not None and b is not None and is_tie(decoder, request, want[0][:place], b):
+                outcome.ties.append(where)
+            else:
+                outcome.problems.append(where)
+            return
+        outcome.tokens += 1
+        difference = abs(want[1][place] - logprobs[place])
+        outcome.worst = max(outcome.worst, difference)
+        if difference > TOLERANCE:
+            outcome.problems.append(f"{request.request_id} token {place}: logprobs differ by {difference:.2e}")

@@ -60,7 +60,7 @@ def sentencepiece_like() -> tokenizers.Tokenizer:
     """A small BPE in llama 2's manner: spaces as a sign, byte fallback."""
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     letters = sorted({c for text in CORPUS for c in text.replace(" ", "▁") if c.isascii() or c in "▁你好"})
-    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "f"), ("▁f", "o"), ("▁fo", "x")]
+    merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "f"), ("o", "x"), ("▁f", "ox")]
     vocab = {name: i for i, name in enumerate([*names, *letters, *(a + b for a, b in merges)])}
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

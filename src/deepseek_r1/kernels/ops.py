@@ -17,6 +17,10 @@ LAYOUT_VERSION = 1
 """Version of the KV row layout and of packed weights; part of every cache key."""
 
 
+LEAST_ROWS = 4
+"""Rows a packed product is computed with at least: oneDNN reads weights faster for 4 rows than for 1 (docs/LOG.md)."""
+
+
 class PackedWeight:
     """A frozen weight (out, in) reordered once into the layout that the CPU's GEMM reads, in place of the plain one.
 
@@ -38,8 +42,11 @@ class PackedWeight:
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., in) -> (..., out), in the weight's dtype. Not differentiable with respect to the weight."""
         if self._packed:
+            single = x.dim() == 2 and x.shape[0] == 1
+            if single:
+                x = x.expand(LEAST_ROWS, -1).contiguous()
             out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, bias, "none", [], "")
-            return out
+            return out[:1] if single else out
         return reference.linear(x, self._weight, bias)
 
 

@@ -1,4 +1,4 @@
-"""Every family equals transformers in fp32: prefill, paged decode and chunks; each check is shown to be able to fail."""
+"""Every family equals transformers in fp32: prefill, paged decode, chunks; each check is shown to be able to fail."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny
 from transformers import AutoModelForCausalLM
 
 from deepseek_r1.config.precision import DeepSeekConfig
@@ -14,6 +13,7 @@ from deepseek_r1.engine.paged import KVCache, Paged, Span
 from deepseek_r1.layers.context import KVLayout, Packed
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.loading import load_decoder
+from support import tiny
 
 TOLERANCE = 1e-4
 LENGTHS = (1, 2, 7, 16, 33, 101)  # odd ones, one block exactly, several blocks and a bit

@@ -1,4 +1,4 @@
-"""The real model: SmolLM2's GGUF decodes greedily to what transformers' dequantised load of the same file decodes to."""
+"""The real model: SmolLM2's GGUF decodes greedily to what transformers' dequantised load of the file decodes to."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_greedy_equals_transformers(pair: tuple[DeepSeekModel, torch.nn.Module])
 
 
 def test_weights_equal_transformers_bit_for_bit(pair: tuple[DeepSeekModel, torch.nn.Module]) -> None:
-    model, reference = pair
+    _, reference = pair
     from deepseek_r1.config.precision import DeepSeekConfig
     from deepseek_r1.models.loading import load_decoder
 

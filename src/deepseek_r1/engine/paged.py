@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +22,18 @@ class KVCache:
 
     def __init__(self, layouts: Items[KVLayout], num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
-        self.pools = [torch.zeros(num_blocks, block_size, layout.width, dtype=layout.dtype) for layout in layouts]
+        self.pools = [_zeros((num_blocks, block_size, layout.width), layout.dtype) for layout in layouts]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all layers."""
         return sum(pool.numel() * pool.element_size() for pool in self.pools)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose pages take memory when they are first written, which torch's own zeros do at once."""
+    size = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Random schedules through the engine, each request compared with the same request alone. Used by a test and by prove."""
+"""Random schedules through the engine, each request compared with itself alone. Used by a test and by prove."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_ties_go_to_the_lower_id() -> None:
     assert sample(logits, [sequence(SamplingParams(1, temperature=0))])[0][0] == 4
     ids, _ = _filtered(logits[0].double(), SamplingParams(1, top_k=2))
     assert ids is not None and ids.tolist() == [4, 7]
-    token, logprobs = sample(logits, [sequence(SamplingParams(1, temperature=0, logprobs=5))])[0]
+    _, logprobs = sample(logits, [sequence(SamplingParams(1, temperature=0, logprobs=5))])[0]
     assert logprobs is not None and logprobs.top_ids == [4, 7, 49_999, 0, 1]
 
 

@@ -1,4 +1,4 @@
-"""Batch of 1 = batch of N, chunked = whole, prefix hit = miss, preempted = not, resumed = uninterrupted, Packed = Paged."""
+"""Batch of 1 = of N, chunked = whole, prefix hit = miss, preempted = not, resumed = uninterrupted, Packed = Paged."""
 
 from __future__ import annotations
 

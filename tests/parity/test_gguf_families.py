@@ -105,7 +105,7 @@ def edit_config(path: Path, target: Path, **changes: object) -> Path:
         ({"num_hidden_layers": -1}, CheckpointError, "num_hidden_layers"),
         ({"num_attention_heads": 10**9}, CheckpointError, "num_attention_heads"),
         ({"num_attention_heads": 5}, CheckpointError, "num_attention_heads"),
-        ({"model_type": "lama"}, UnsupportedError, "llama"),
+        ({"model_type": "llama4x"}, UnsupportedError, "llama"),
         ({"model_type": None}, CheckpointError, "model_type"),
         ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, UnsupportedError, "yarn"),

@@ -23,7 +23,10 @@ class LocalModelConfig(Config):
         metavar="fp32|bf16|mixed",
     )
     memory: int | None = option(
-        default=None, help="memory for weights and caches (as 4GiB); default: what is free", minimum=1, size=True
+        default=None,
+        help="memory for weights and caches (as 4GiB); default: half of what is free",
+        minimum=1,
+        size=True,
     )
 
     def check(self) -> None:

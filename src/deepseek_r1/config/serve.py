@@ -27,7 +27,7 @@ class ServeConfig(Config):
     )
     memory: int | None = option(
         default=None,
-        help="memory for weights, caches and both processes (as 4GiB); default: what is free",
+        help="memory for weights, caches and both processes (as 4GiB); default: half of what is free",
         minimum=1,
         size=True,
     )

@@ -37,9 +37,9 @@ def load_engine(
 ) -> Engine:
     """Load the model and give the KV pool what is left of the budget.
 
-    `memory_bytes` bounds weights, KV pool, arena and logits. With a `companion_pid` (the server's API process) it bounds
-    the proportional set size of both processes, all of it; without one, what the model adds to this process. None takes
-    half of the memory that is available at the start. Raises `CapacityError` when the model does not fit.
+    `memory_bytes` bounds weights, KV pool, arena and logits. With a `companion_pid` (the server's API process) it
+    bounds the proportional set size of both processes, all of it; without one, what the model adds to this process.
+    None takes half of the memory that is available at the start. Raises `CapacityError` when the model does not fit.
     """
     foreign = 0 if companion_pid is not None else _resident(None)
     config_ = precision if isinstance(precision, DeepSeekConfig) else parse_precision(precision)

@@ -1,0 +1,38 @@
+"""The chat page against the real server and the real model: send, stream, stop, and the server going away."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_driver import ask, ask_and_wait, last_answer, opened_page
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "server"))
+from real_server import start_real
+
+
+def test_the_page_on_the_real_server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    server = start_real(tmp_path_factory.mktemp("page"), "--memory", "1500MiB", "--max-concurrent", "4")
+    noise = ["the server is ended below"]
+    try:
+        with opened_page(browser, server.url, noise) as page:
+            page.set_default_timeout(30_000)
+            ask_and_wait(page, "What is the capital of France? Answer in one sentence.")
+            assert "Paris" in last_answer(page)
+            assert "tokens/s" in page.inner_text(".stats")
+            ask(page, "Write a long story about the sea.")
+            page.wait_for_selector(".message.assistant:nth-of-type(4) .content:not(:empty)")
+            page.click("#stop")
+            page.wait_for_selector("#send:not([hidden])")
+            assert len(last_answer(page)) > 0
+            page.wait_for_timeout(500)
+            assert server.metric("deepseek_r1_requests_running") == 0, "the stopped request freed its slot"
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(15)
+            page.wait_for_selector("#banner:not([hidden])")
+            assert "not answering" in page.inner_text("#banner")
+    finally:
+        server.close()

@@ -5,6 +5,8 @@ Notation: T tokens, H query heads, K key heads, D head width, L key positions, N
 
 from __future__ import annotations
 
+import bisect
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,18 @@ LAYOUT_VERSION = 1
 """Version of the KV row layout and of packed weights; part of every cache key."""
 
 
-LEAST_ROWS = 4
-"""Rows a packed product is computed with at least: oneDNN reads weights faster for 4 rows than for 1 (docs/LOG.md)."""
+ROWS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+"""Numbers of rows that packed products are computed with; beyond the last, its multiples.
+
+oneDNN compiles and keeps code and scratch memory for every number of rows it meets (0.6 MB each for a 576-wide model):
+a server that meets them all would grow without end. Four rows also read the weights faster than one (docs/LOG.md).
+"""
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows that a product of `rows` rows is computed with."""
+    place = bisect.bisect_left(ROWS, rows)
+    return ROWS[place] if place < len(ROWS) else -(-rows // ROWS[-1]) * ROWS[-1]
 
 
 class PackedWeight:
@@ -40,13 +52,15 @@ class PackedWeight:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 16) if packs else weight
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x (..., in) -> (..., out), in the weight's dtype. Not differentiable with respect to the weight."""
+        """x (..., in) -> (..., out), in the weight's dtype, each row computed from itself alone. Not differentiable with respect to the weight."""
         if self._packed:
-            single = x.dim() == 2 and x.shape[0] == 1
-            if single:
-                x = x.expand(LEAST_ROWS, -1).contiguous()
-            out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, bias, "none", [], "")
-            return out[:1] if single else out
+            flat = x.reshape(-1, self.in_features)
+            rows = flat.shape[0]
+            extra = padded_rows(rows) - rows
+            if extra:
+                flat = torch.nn.functional.pad(flat, (0, 0, 0, extra))
+            out: Tensor = torch.ops.mkldnn._linear_pointwise.default(flat, self._weight, bias, "none", [], "")
+            return out[:rows].view(*x.shape[:-1], self.out_features)
         return reference.linear(x, self._weight, bias)
 
 

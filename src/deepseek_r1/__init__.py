@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 # Before torch brings libgomp in: a thread that spins at a barrier for milliseconds holds the core that the thread it
 # waits for needs. Where anything else runs beside us, steps then take 10 times as long (docs/LOG.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 if TYPE_CHECKING:
     from deepseek_r1.config.precision import DeepSeekConfig as DeepSeekConfig

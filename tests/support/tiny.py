@@ -57,7 +57,7 @@ def build(name: str, seed: int = 0) -> torch.nn.Module:
             elif weight.dim() == 1:
                 weight.copy_(0.5 * torch.randn_like(weight))
             else:
-                gain = 2.5 if ("q_proj" in key or "k_proj" in key) else 1.2
+                gain = 1.6 if ("q_proj" in key or "k_proj" in key) else 1.2
                 weight.copy_(gain * torch.randn_like(weight) / weight.shape[-1] ** 0.5)
     return model
 

@@ -26,6 +26,11 @@ MARGIN = 96 << 20
 """Bytes kept free for what grows after the start: message buffers, requests in flight, allocator slack."""
 
 
+LOADING = 128 << 20
+"""Bytes that loading adds beside the weights (libraries on first use, what the allocator keeps), as measured, rounded
+up. Asking for them before loading makes the remedy true: a budget that passes the first check passes the second."""
+
+
 def load_engine(
     model_path: str | Path,
     *,
@@ -48,7 +53,7 @@ def load_engine(
         shape = read_config(checkpoint)
     weights = weights_bytes(shape, config_)
     arena = arena_bytes(shape, config_, max_concurrent, max_step_tokens)
-    _check(budget, _resident(companion_pid) - foreign + weights + arena, shape, config_)
+    _check(budget, _resident(companion_pid) - foreign + weights + arena + LOADING, shape, config_)
     decoder = load_decoder(model_path, config_, pack=True)
     _trim()
     resident = _resident(companion_pid) - foreign

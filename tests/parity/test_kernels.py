@@ -1,4 +1,4 @@
-"""Packed products equal torch's linear, a row's bits do not depend on its batch, and memory does not grow with shapes."""
+"""Packed products equal torch's linear, a row's bits don't depend on its batch, and memory doesn't grow with shapes."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class PackedWeight:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 16) if packs else weight
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x (..., in) -> (..., out), in the weight's dtype, each row computed from itself alone. Not differentiable with respect to the weight."""
+        """x (..., in) -> (..., out), in the weight's dtype. Not differentiable with respect to the weight."""
         if self._packed:
             flat = x.reshape(-1, self.in_features)
             rows = flat.shape[0]

@@ -6,6 +6,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from deepseek_r1.core.version import __version__
+
 # Before torch brings libgomp in: a thread that spins at a barrier for milliseconds holds the core that the thread it
 # waits for needs. Where anything else runs beside us, steps then take 10 times as long (docs/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
     from deepseek_r1.config.precision import DeepSeekConfig as DeepSeekConfig
     from deepseek_r1.serve.deployer import Deployer as Deployer
     from deepseek_r1.serve.local import DeepSeekModel as DeepSeekModel
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "DeepSeekConfig": "deepseek_r1.config.precision",

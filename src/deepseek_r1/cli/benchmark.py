@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from deepseek_r1 import __version__
 from deepseek_r1.cli.terminal import Progress, table
 from deepseek_r1.config.bench import BenchmarkConfig
 from deepseek_r1.core.environment import machine_summary, package_versions
 from deepseek_r1.core.errors import ConfigError, DeepSeekError
+from deepseek_r1.core.version import __version__
 from deepseek_r1.operate.benchmark import Target, measure_level, prompt_words, run_one
 
 

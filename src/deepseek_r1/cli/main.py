@@ -8,11 +8,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from deepseek_r1 import __version__
 from deepseek_r1.cli.options import Parser, add_options, config_from
 from deepseek_r1.cli.verbs import GROUPS, VERBS, Verb
 from deepseek_r1.core.errors import DeepSeekError
 from deepseek_r1.core.logging import configure_logging
+from deepseek_r1.core.version import __version__
 
 PROGRAM = "deepseek-r1"
 TRACEBACK_VARIABLE = "DEEPSEEK_R1_TRACEBACK"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import deepseek_r1
 from deepseek_r1.core import environment
 from deepseek_r1.core.errors import DeepSeekError
+from deepseek_r1.core.version import __version__
 from deepseek_r1.models.locate import locate_model
 
 REQUIRED_PACKAGES = (
@@ -46,7 +46,7 @@ def run_checks(port: int) -> list[Check]:
     """All checks, in the order they are shown. `port` is the one that should be free on 127.0.0.1."""
     return [
         check_python(),
-        Check("deepseek_r1", "ok", deepseek_r1.__version__),
+        Check("deepseek_r1", "ok", __version__),
         *check_packages(REQUIRED_PACKAGES),
         check_torch_build(),
         check_cpu(),

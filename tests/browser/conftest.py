@@ -11,9 +11,9 @@ from chat_driver import ARGUMENTS, opened_page
 from fake_server import FakeServer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, headless, with a fresh profile."""
+    """Debian's Chromium, headless, with a fresh profile. It ends with the module: its event loop is in others' way."""
     executable = shutil.which("chromium")
     if executable is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")

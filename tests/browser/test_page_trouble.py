@@ -116,6 +116,10 @@ def test_the_next_question_after_an_error(page: Any, server: FakeServer) -> None
     page.fill("#prompt", "shorter")
     page.keyboard.press("Enter")
     until(page, "document.querySelectorAll('.message.assistant').length === 2")
+    for _ in range(100):  # the page shows the answer's place before it asks for the answer
+        if len(server.requests) == 2:
+            break
+        page.wait_for_timeout(50)
     assert server.requests[1]["messages"] == [{"role": "user", "content": "badrequest\n\nshorter"}]
 
 

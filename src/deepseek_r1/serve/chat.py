@@ -187,7 +187,7 @@ def chat_token(token: OutputToken) -> responses.ChatTokenLogprob:
 @router.post(
     "/v1/chat/completions",
     response_model=responses.ChatCompletion,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **responses.ERRORS},
+    responses={200: {"content": {"text/event-stream": {}}}, **responses.ERRORS},
 )
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Answer a conversation; with `stream: true` as server-sent events."""

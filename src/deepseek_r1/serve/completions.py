@@ -170,7 +170,7 @@ def _likeliest(token: OutputToken) -> dict[str, float]:
 @router.post(
     "/v1/completions",
     response_model=responses.Completion,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **responses.ERRORS},
+    responses={200: {"content": {"text/event-stream": {}}}, **responses.ERRORS},
 )
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue prompts; with `stream: true` as server-sent events."""

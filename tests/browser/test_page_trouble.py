@@ -83,7 +83,7 @@ def test_engine_restarting(page: Any, server: FakeServer) -> None:
     assert server.requests == []
     server.ready = True
     page.evaluate("window.dispatchEvent(new Event('online'))")  # asks at once
-    page.wait_for_selector('#state[data-state="ready"]', timeout=1500)
+    page.wait_for_selector('#state[data-state="ready"]', timeout=8000)
     assert page.is_hidden("#banner")
 
 

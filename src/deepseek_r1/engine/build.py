@@ -26,7 +26,7 @@ MARGIN = 96 << 20
 """Bytes kept free for what grows after the start: message buffers, requests in flight, allocator slack."""
 
 
-LOADING = 128 << 20
+LOADING = 192 << 20
 """Bytes that loading adds beside the weights (libraries on first use, what the allocator keeps), as measured, rounded
 up. Asking for them before loading makes the remedy true: a budget that passes the first check passes the second."""
 

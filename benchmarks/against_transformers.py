@@ -24,7 +24,7 @@ from deepseek_r1.core.environment import machine_summary
 from deepseek_r1.models.locate import locate_model
 
 PROMPT_TOKENS = 64
-NEW_TOKENS = 64
+NEW_TOKENS = 32
 CONCURRENT = 16
 
 

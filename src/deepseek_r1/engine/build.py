@@ -26,7 +26,8 @@ MARGIN = 96 << 20
 """Bytes kept free for what grows after the start: message buffers, requests in flight, allocator slack."""
 
 
-LOADING = 192 << 20
+ADVICE_STEP = 64 << 20
+LOADING = 128 << 20
 """Bytes that loading adds beside the weights (libraries on first use, what the allocator keeps), as measured, rounded
 up. Asking for them before loading makes the remedy true: a budget that passes the first check passes the second."""
 
@@ -100,9 +101,11 @@ def _resident(companion_pid: int | None) -> int:
 def _check(budget: int, needed: int, shape: ModelConfig, precision: DeepSeekConfig) -> None:
     least = needed + MARGIN + LEAST_TOKENS * kv_bytes_per_token(shape, precision)
     if least > budget:
+        # What the processes take is measured, and differs by some MiB from start to start: advise with room to spare.
+        enough = (least // ADVICE_STEP + 2) * ADVICE_STEP
         raise CapacityError(
-            f"the model needs at least {_mib(least)} in {precision.name}, and the budget is {_mib(budget)}",
-            remedy=f"give --memory {_mib(least)} or more, or choose a smaller model or precision",
+            f"the model needs at least {_mib(enough)} in {precision.name}, and the budget is {_mib(budget)}",
+            remedy=f"give --memory {_mib(enough)} or more, or choose a smaller model or precision",
         )
 
 

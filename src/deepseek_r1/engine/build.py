@@ -25,8 +25,9 @@ LEAST_TOKENS = 256
 MARGIN = 96 << 20
 """Bytes kept free for what grows after the start: message buffers, requests in flight, allocator slack."""
 
-
 ADVICE_STEP = 64 << 20
+"""Advice about --memory is a multiple of this: figures that people type, with room between one start and the next."""
+
 LOADING = 128 << 20
 """Bytes that loading adds beside the weights (libraries on first use, what the allocator keeps), as measured, rounded
 up. Asking for them before loading makes the remedy true: a budget that passes the first check passes the second."""

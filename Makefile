@@ -43,6 +43,7 @@ bench: $(VENV)/.ready-dev
 
 docs: $(VENV)/.ready-dev
 	@$(BIN)/python docs/generate_cli.py
+	@$(BIN)/python tests/parity/family_table.py --write
 
 clean:
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,6 +15,7 @@ from deepseek_r1.core.errors import CheckpointError, UnsupportedError
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.loading import load_decoder
 from deepseek_r1.models.registry import read_config, read_family
+from deepseek_r1.models.shapes import parameter_count, parameter_shapes
 from support import tiny
 
 ARCHITECTURES = {"llama": "LLAMA", "llama3-rope": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
@@ -76,13 +77,19 @@ def test_name_table_is_two_way(name: str, models_folder: Path) -> None:
     path = tiny.save(name, models_folder)
     reference = AutoModelForCausalLM.from_pretrained(path)
     with open_checkpoint(path) as checkpoint:
-        weights = list(read_family(checkpoint).weights(read_config(checkpoint)))
-    theirs = [weight.hf for weight in weights]
-    ours = [weight.ours for weight in weights]
-    assert len(set(theirs)) == len(theirs) and set(theirs) == {key for key, _ in reference.named_parameters()}
+        config = read_config(checkpoint)
+        shapes = parameter_shapes(config)
+        weights = list(read_family(checkpoint).weights("safetensors", config, shapes))
+        experts = 0 if config.moe is None else config.moe.experts
+        theirs = [stored for weight in weights for stored in weight.names(experts)]
+        assert len(set(theirs)) == len(theirs) and set(theirs) == set(checkpoint.tensors)
+    ours = [name for weight in weights for name in weight.ours]
     decoder = load_decoder(path, DeepSeekConfig(), pack=False)
-    assert len(set(ours)) == len(ours) and set(ours) == {key for key, _ in decoder.named_parameters()}
-    assert decoder.config.parameters == sum(p.numel() for p in reference.parameters())
+    have = {key: tuple(value.shape) for key, value in decoder.named_parameters()}
+    assert len(set(ours)) == len(ours) and set(ours) == set(have)
+    assert shapes == have
+    biases = sum(buffer.numel() for key, buffer in reference.named_buffers() if "correction_bias" in key)
+    assert parameter_count(config) == sum(p.numel() for p in reference.parameters()) + biases
 
 
 def edit_config(path: Path, target: Path, **changes: object) -> Path:
@@ -108,7 +115,7 @@ def edit_config(path: Path, target: Path, **changes: object) -> Path:
         ({"model_type": "llama4x"}, UnsupportedError, "llama"),
         ({"model_type": None}, CheckpointError, "model_type"),
         ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, UnsupportedError, "yarn"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, UnsupportedError, "dynamic"),
     ],
 )
 def test_lying_configurations_are_named(

@@ -84,9 +84,7 @@ def test_bf16_at_an_odd_offset_is_copied(tmp_path: Path) -> None:
             checkpoint.read("flag")
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float64, torch.float8_e4m3fn]
-)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float64, torch.float8_e5m2])
 def test_types_that_are_listed_but_not_read(tmp_path: Path, dtype: torch.dtype) -> None:
     safetensors.torch.save_file({"x": torch.ones(4).to(dtype)}, tmp_path / "model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:

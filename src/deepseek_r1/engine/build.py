@@ -13,9 +13,10 @@ from deepseek_r1.engine.engine import Engine
 from deepseek_r1.engine.paged import GATHER_TOKENS
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.config import ModelConfig
-from deepseek_r1.models.decoder import DTYPES
+from deepseek_r1.models.block import DTYPES
 from deepseek_r1.models.loading import load_decoder, weights_bytes
 from deepseek_r1.models.registry import read_config
+from deepseek_r1.models.shapes import kv_width
 
 BLOCK_SIZE = 16
 MAX_STEP_TOKENS = 256
@@ -78,7 +79,7 @@ def load_engine(
 def kv_bytes_per_token(shape: ModelConfig, precision: DeepSeekConfig) -> int:
     """Bytes of keys and values per token, all layers."""
     itemsize = DTYPES[precision.dtype_of("kv_cache")].itemsize
-    return shape.layers * 2 * shape.kv_heads * shape.head_dim * itemsize
+    return shape.layers * kv_width(shape) * itemsize
 
 
 def arena_bytes(shape: ModelConfig, precision: DeepSeekConfig, max_concurrent: int, max_step_tokens: int) -> int:

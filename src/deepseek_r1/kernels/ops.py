@@ -10,7 +10,7 @@ import bisect
 import torch
 from torch import Tensor
 
-from deepseek_r1.kernels import reference
+from deepseek_r1.kernels import delta_reference, reference
 
 PATH = "torch"
 """Name of the instruction-set path. It stands wherever a promise of equal bits is recorded."""
@@ -79,14 +79,44 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotary embedding on x (T, heads, D), halves convention.
 
-    `cos` and `signed_sin` are (T, 1, D); the first half of `signed_sin` carries the minus sign of the rotation.
+    `cos` and `signed_sin` are (T, 1, R) with R <= D: the first R columns are rotated, the others stay as they are. The
+    first half of `signed_sin` carries the minus sign of the rotation.
     """
     return reference.rope(x.to(cos.dtype), cos, signed_sin)
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, both (..., dim)."""
-    return reference.silu_mul(gate, up)
+def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up, both (..., dim); `activation` is "silu" or "gelu_tanh"."""
+    return reference.gated(activation, gate, up)
+
+
+def head_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Each head's own linear map: x (T, H, in), weight (H, out, in) -> (T, H, out) in the weight's dtype."""
+    return reference.head_linear(x.to(weight.dtype), weight)
+
+
+def expert_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each expert's own linear map: x (N, in) sorted by expert, weight (E, out, in) -> (N, out).
+
+    Rows ends[e - 1] to ends[e] (int32) are expert e's. An expert without rows costs nothing.
+    """
+    return reference.expert_linear(x.to(weight.dtype), weight, ends)
+
+
+def route(
+    scores: Tensor,
+    bias: Tensor | None,
+    active: int,
+    *,
+    groups: int = 1,
+    active_groups: int = 1,
+) -> Tensor:
+    """The experts of each token: scores (T, E), bias (E,) -> (T, active) expert ids in ascending order.
+
+    The bias is added for the choice alone. With `groups` > 1 only experts of the best `active_groups` groups are
+    chosen from; a group is judged by its best expert, or with a bias by the sum of its best two (DeepSeek-V2, V3).
+    """
+    return reference.route(scores, bias, active, groups, active_groups)
 
 
 def attention(
@@ -112,3 +142,25 @@ def kv_gather(pool: Tensor, blocks: Tensor) -> Tensor:
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """Rows ids (T,) of weight (vocabulary, dim) -> (T, dim)."""
     return torch.nn.functional.embedding(ids, weight)
+
+
+def l2_norm(x: Tensor, eps: float) -> Tensor:
+    """x (..., dim) / sqrt(sum of squares + eps)."""
+    return delta_reference.l2_norm(x, eps)
+
+
+def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal convolution of each channel: x (B, L, C), weight (C, taps) -> (B, L, C), and the next call's tail.
+
+    `tail` (B, taps - 1, C) holds the inputs before x, zeros at a sequence's start; the last tap is the row's own.
+    """
+    return delta_reference.causal_conv(x, tail, weight)
+
+
+def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The gated delta rule (Yang et al. 2024): per token, S = e^g S; S = S + k (beta (v - S^T k))^T; out = S^T q.
+
+    q, k (B, L, K, D), v (B, L, H, D_v), log decay g <= 0 and rate beta (B, L, H), state S (B, H, D, D_v)
+    -> (B, L, H, D_v) and the state behind the last token, in float32. H is a multiple of K, k has norm 1 at most.
+    """
+    return delta_reference.gated_delta(q, k, v, g, beta, state)

@@ -21,12 +21,37 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotate the halves of each head: x * cos + swap_halves(x) * signed_sin."""
-    return x * cos + x.roll(x.shape[-1] // 2, -1) * signed_sin
+    rotated = cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return torch.cat((rope(x[..., :rotated], cos, signed_sin), x[..., rotated:]), dim=-1)
+    return x * cos + x.roll(rotated // 2, -1) * signed_sin
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    return F.silu(gate) * up
+def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) * up."""
+    return (F.gelu(gate, approximate="tanh") if activation == "gelu_tanh" else F.silu(gate)) * up
+
+
+def head_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """One matrix product per head."""
+    return torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+
+
+def expert_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """torch's grouped product: one call, however many experts there are."""
+    return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+
+
+def route(scores: Tensor, bias: Tensor | None, active: int, groups: int, active_groups: int) -> Tensor:
+    """Choose by score plus bias, within the best groups."""
+    choice = scores if bias is None else scores + bias
+    tokens, experts = choice.shape
+    if groups > 1:
+        grouped = choice.view(tokens, groups, experts // groups)
+        best = grouped.amax(-1) if bias is None else grouped.topk(2, dim=-1).values.sum(-1)
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(active_groups, dim=-1).indices, True)
+        choice = grouped.masked_fill(~kept.unsqueeze(-1), -torch.inf).view(tokens, experts)
+    return choice.topk(active, dim=-1).indices.sort(-1).values
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool) -> Tensor:

@@ -10,10 +10,20 @@ from deepseek_r1.layers.linear import Linear, LinearGroup
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, SwiGLU)."""
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020): "silu" makes SwiGLU, "gelu_tanh" GeGLU."""
 
-    def __init__(self, dim: int, hidden: int, *, bias: bool, dtype: torch.dtype, activation_dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        bias: bool,
+        activation: str,
+        dtype: torch.dtype,
+        activation_dtype: torch.dtype,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.gate_up = LinearGroup(
             {name: Linear(dim, hidden, bias=bias, dtype=dtype) for name in ("gate_proj", "up_proj")}
         )
@@ -23,4 +33,5 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (T, dim) -> (T, dim)."""
         gate, up = self.gate_up(x)
-        return self.down_proj(ops.silu_mul(gate.to(self.activation_dtype), up.to(self.activation_dtype)))  # type: ignore[no-any-return]
+        gate, up = gate.to(self.activation_dtype), up.to(self.activation_dtype)
+        return self.down_proj(ops.gated(self.activation, gate, up))  # type: ignore[no-any-return]

@@ -12,20 +12,73 @@ from deepseek_r1.core.errors import CheckpointError, UnsupportedError
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding: base frequency and scaling ("none", "linear", "llama3")."""
+    """Rotary embedding: base frequency and scaling ("none", "linear", "llama3", "yarn").
+
+    `dim` is the number of columns that are rotated. `attention_factor` multiplies cos and sin; `mscale_all_dim` is
+    DeepSeek's part of YaRN that goes into the softmax scale instead (kept here so that it can be written back).
+    """
 
     theta: float
+    dim: int
     scaling: str = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
     frequency_divisors: tuple[float, ...] | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    mscale_all_dim: float = 0.0
+
+
+@dataclass(frozen=True)
+class MLAConfig:
+    """Multi-head latent attention (DeepSeek-V2): ranks of the latents and widths of one head's parts.
+
+    `q_rank` is None where queries are projected directly.
+    """
+
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Mixture of experts. `layers` says of each layer whether it has experts (else it has the dense MLP).
+
+    `score` is how router logits become scores ("softmax" or "sigmoid"); `normalise` divides the chosen scores by their
+    sum and `scale` multiplies them. With `groups` > 1 only the best `active_groups` of them may be chosen from, judged
+    by their best expert, or with `bias` (DeepSeek-V3's balancing without an auxiliary loss) by their best two.
+    """
+
+    experts: int
+    active: int
+    hidden_size: int
+    shared_hidden_size: int
+    layers: tuple[bool, ...]
+    score: str = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    active_groups: int = 1
+    bias: bool = False
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a decoder. `windows` holds each layer's attention window, None for full attention."""
+    """Shape of a decoder, and the options in which families differ.
+
+    `windows` holds each layer's attention window, None for full attention. `layer_ropes` holds each layer's index into
+    `ropes`, None for a layer without rope. `norms` says where a layer's norms stand: before attention and MLP ("pre"),
+    after them ("post"), or both ("sandwich"). `qk_norm` is "head" (a norm on each head of q and k), "full" (one over
+    all heads) or None. `attention_scale` multiplies the scores (None: head_dim ** -0.5). `mtp_layers` counts the
+    multi-token prediction modules behind the last layer.
+    """
 
     family: str
     vocab_size: int
@@ -37,23 +90,27 @@ class ModelConfig:
     head_dim: int
     max_position: int
     norm_eps: float
-    rope: RopeConfig
+    ropes: tuple[RopeConfig, ...]
+    layer_ropes: tuple[int | None, ...]
     tie_embeddings: bool
     windows: tuple[int | None, ...]
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str | None = None
+    norms: str = "pre"
+    activation: str = "silu"
+    attention_scale: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0
+    mla: MLAConfig | None = None
+    moe: MoEConfig | None = None
+    mtp_layers: int = 0
 
-    @property
-    def parameters(self) -> int:
-        """Number of weights, tied ones counted once."""
-        attention = self.hidden_size * self.head_dim * 2 * (self.heads + self.kv_heads)
-        block = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        block += self.qkv_bias * self.head_dim * (self.heads + 2 * self.kv_heads) + self.output_bias * self.hidden_size
-        block += self.mlp_bias * (2 * self.intermediate_size + self.hidden_size) + self.qk_norm * 2 * self.head_dim
-        tables = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return tables + self.layers * block + self.hidden_size
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer's MLP is a mixture of experts; prediction modules behind the last layer are as it is."""
+        return self.moe is not None and self.moe.layers[min(layer, self.layers - 1)]
 
 
 class Fields:
@@ -92,6 +149,16 @@ class Fields:
             raise self._bad(key, f"is {value!r}, not a positive number")
         return float(value)
 
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """The list of `count` positive numbers under `key`."""
+        value = self.values.get(self.prefix + key)
+        if not isinstance(value, list) or len(value) != count:
+            raise self._bad(key, f"is not a list of {count} numbers")
+        for item in value:
+            if isinstance(item, bool) or not isinstance(item, int | float) or not 0 < item <= 1e12:
+                raise self._bad(key, f"holds {item!r}, not a positive number")
+        return tuple(map(float, value))
+
     def boolean(self, key: str, default: bool) -> bool:
         """The truth value under `key`."""
         value = self.values.get(self.prefix + key)
@@ -118,6 +185,10 @@ class Fields:
                 f"{self.path}: {self.prefix + key}: {value!r} is not supported",
                 remedy=f"supported: {', '.join(map(repr, supported))}",
             )
+
+    def fail(self, key: str, problem: str) -> CheckpointError:
+        """The error to raise about `key`, for rules that go beyond one field."""
+        return self._bad(key, problem)
 
     def divides(self, key: str, value: int, divisor: int) -> None:
         """Raise when `divisor` does not divide `value`."""

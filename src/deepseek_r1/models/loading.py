@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from os import PathLike
 
 import numpy as np
@@ -13,32 +15,30 @@ from deepseek_r1.core.errors import CheckpointError
 from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.config import ModelConfig
-from deepseek_r1.models.decoder import DTYPES, Decoder
-from deepseek_r1.models.families.base import WeightName
-from deepseek_r1.models.registry import read_config, read_family, stored_name
+from deepseek_r1.models.block import DTYPES
+from deepseek_r1.models.decoder import Decoder
+from deepseek_r1.models.families.base import Weight, stored_shape
+from deepseek_r1.models.registry import read_config, read_family
+from deepseek_r1.models.shapes import Shapes, parameter_shapes
 from deepseek_r1.models.surgery import pack_linears
 
 
-def load_decoder(path: str | PathLike[str], precision: DeepSeekConfig, *, pack: bool) -> Decoder:
+def load_decoder(path: str | PathLike[str], precision: DeepSeekConfig, *, pack: bool, mtp: bool = False) -> Decoder:
     """The model at `path` with its weights. `pack` freezes the linears into the kernel's layout, for inference.
 
-    Raises `CheckpointError` for a file that is not what its header says, `UnsupportedError` for an architecture or a
-    tensor type that isn't built here.
+    Multi-token prediction modules are read with `mtp` only. Raises `CheckpointError` for a file that is not what its
+    header says, `UnsupportedError` for an architecture or a tensor type that isn't built here.
     """
     with open_checkpoint(path) as checkpoint:
         config = read_config(checkpoint)
+        if not mtp:
+            config = replace(config, mtp_layers=0)
+        shapes = parameter_shapes(config)
+        weights = list(read_family(checkpoint).weights(checkpoint.format, config, shapes))
+        _check_shapes(checkpoint, config, shapes, weights)
         with torch.device("meta"):
             decoder = Decoder(config, precision)
-        names = list(read_family(checkpoint).weights(config))
-        _check_shapes(checkpoint, decoder, names)
-        # The rotary frequencies are computed, not read: build them again where there is memory behind them.
-        decoder.rotary = type(decoder).rotary_for(config, precision)
-        for index, layer in enumerate(decoder.layers):
-            prefix = f"layers.{index}."
-            _fill(decoder, checkpoint, config, [name for name in names if name.ours.startswith(prefix)])
-            if pack:
-                pack_linears(layer)
-        _fill(decoder, checkpoint, config, [name for name in names if not name.ours.startswith("layers.")])
+        _fill_layers(decoder, checkpoint, shapes, weights, pack)
         if config.tie_embeddings:
             dtype = DTYPES[precision.dtype_of("lm_head")]
             shared = decoder.embedding.weight
@@ -50,42 +50,64 @@ def load_decoder(path: str | PathLike[str], precision: DeepSeekConfig, *, pack: 
 
 def weights_bytes(config: ModelConfig, precision: DeepSeekConfig) -> int:
     """Bytes that a loaded, packed decoder of this shape takes, from its header alone."""
-    size = {name: DTYPES[precision.dtype_of(name)].itemsize for name in ("embedding", "linear", "lm_head")}
-    table = config.vocab_size * config.hidden_size
-    blocks = config.parameters - table * (1 if config.tie_embeddings else 2)
-    return blocks * size["linear"] + table * (size["embedding"] + size["lm_head"])
+    size = {name: DTYPES[precision.dtype_of(name)].itemsize for name in ("embedding", "linear", "norm", "lm_head")}
+    total = 0
+    for name, shape in parameter_shapes(config).items():
+        kind = "embedding" if name == "embedding.weight" else "lm_head" if name == "lm_head.weight" else "linear"
+        kind = "norm" if "norm." in name else kind
+        total += math.prod(shape) * (4 if ".router." in name else size[kind])
+    # A tied table stands twice: plain for lookups, packed for the output layer.
+    return total + config.tie_embeddings * config.vocab_size * config.hidden_size * size["lm_head"]
 
 
-def _check_shapes(checkpoint: Checkpoint, decoder: Decoder, names: list[WeightName]) -> None:
-    for name in names:
-        want = tuple(decoder.get_parameter(name.ours).shape)
-        stored = stored_name(checkpoint, name)
-        have = tuple(checkpoint.tensors[stored].shape)
-        if want != have:
-            raise CheckpointError(checkpoint.path, stored, f"has shape {have}, the configuration asks for {want}")
+def _fill_layers(decoder: Decoder, checkpoint: Checkpoint, shapes: Shapes, weights: list[Weight], pack: bool) -> None:
+    """Read and pack layer by layer, so that only one of them stands twice in memory at a time."""
+    rest = dict.fromkeys(weights)
+    for kind, layers in (("layers", decoder.layers), ("mtp", decoder.mtp)):
+        for index, layer in enumerate(layers):
+            mine = [weight for weight in rest if weight.ours[0].startswith(f"{kind}.{index}.")]
+            for weight in mine:
+                _fill(decoder, checkpoint, shapes, weight)
+                del rest[weight]
+            if pack:
+                pack_linears(layer)
+    for weight in rest:
+        _fill(decoder, checkpoint, shapes, weight)
 
 
-def _fill(decoder: Decoder, checkpoint: Checkpoint, config: ModelConfig, names: list[WeightName]) -> None:
-    for name in names:
-        owner, _, leaf = name.ours.rpartition(".")
-        module = decoder.get_submodule(owner)
-        tensor = _read(checkpoint, stored_name(checkpoint, name), getattr(module, leaf).dtype)
-        if name.interleaved and checkpoint.format == "gguf":
-            tensor = _halves(tensor, getattr(config, name.interleaved))
-        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+def _check_shapes(checkpoint: Checkpoint, config: ModelConfig, shapes: Shapes, weights: list[Weight]) -> None:
+    """The stored tensors hold as many rows and columns as the parameters they are to become."""
+    experts = 0 if config.moe is None else config.moe.experts
+    for weight in weights:
+        want = stored_shape(weight, shapes)
+        for stored in weight.names(experts):
+            have = tuple(checkpoint.tensors[stored].shape)
+            if want != have:
+                raise CheckpointError(checkpoint.path, stored, f"has shape {have}, the configuration asks for {want}")
 
 
-def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
-    tensor = torch.empty(checkpoint.tensors[name].shape, dtype=dtype)
-    if dtype is torch.bfloat16:
+def _fill(decoder: Decoder, checkpoint: Checkpoint, shapes: Shapes, weight: Weight) -> None:
+    dtype = decoder.get_parameter(weight.ours[0]).dtype
+    sizes = [shapes[name] for name in weight.ours]
+    if "{e}" in weight.stored:
+        (size,) = sizes
+        tensor = torch.empty(size, dtype=dtype)
+        for row, stored in zip(tensor, weight.names(size[0]), strict=True):
+            _read_into(checkpoint, stored, row)
+        parts = [tensor]
+    else:
+        stored_tensor = torch.empty(checkpoint.tensors[weight.stored].shape, dtype=dtype)
+        _read_into(checkpoint, weight.stored, stored_tensor)
+        parts = weight.form.split(stored_tensor, sizes, decoder.config)
+    for name, part in zip(weight.ours, parts, strict=True):
+        owner, _, leaf = name.rpartition(".")
+        # A part of a larger tensor is copied out of it, so that the rest can be freed.
+        part = part.contiguous() if len(parts) == 1 else part.clone()
+        setattr(decoder.get_submodule(owner), leaf, nn.Parameter(part, requires_grad=False))
+
+
+def _read_into(checkpoint: Checkpoint, name: str, tensor: Tensor) -> None:
+    if tensor.dtype is torch.bfloat16:
         checkpoint.read_bf16_bits_into(name, tensor.view(torch.int16).numpy().view(np.uint16))
     else:
         checkpoint.read_into(name, tensor.numpy())
-    return tensor
-
-
-def _halves(tensor: Tensor, heads: int) -> Tensor:
-    """Undo llama-style GGUF's reordering of q and k rows: interleaved pairs (x0, y0, x1, y1 …) back to halves."""
-    rows = tensor.shape[0]
-    paired = tensor.reshape(heads, rows // heads // 2, 2, *tensor.shape[1:])
-    return paired.transpose(1, 2).reshape(tensor.shape).contiguous()

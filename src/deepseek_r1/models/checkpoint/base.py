@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -12,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from deepseek_r1.core.errors import CapacityError, CheckpointError, UnsupportedError
+from deepseek_r1.models.checkpoint import fp8
 from deepseek_r1.models.checkpoint.gguf_quants import BLOCKS, dequantise, round_to_bf16
 from deepseek_r1.models.checkpoint.mapped import MappedFile, quoted
 
 Format = Literal["gguf", "safetensors"]
 
-READABLE: dict[Format, tuple[str, ...]] = {"gguf": tuple(BLOCKS), "safetensors": ("F32", "F16", "BF16")}
+READABLE: dict[Format, tuple[str, ...]] = {"gguf": tuple(BLOCKS), "safetensors": ("F32", "F16", "BF16", fp8.DTYPE)}
 
 # All sizes below are bounds that real checkpoints stay far under; they keep a hostile header's claims finite.
 MAX_TENSORS = 100_000
@@ -25,6 +27,9 @@ MAX_ELEMENTS = 2**48
 
 _CHUNK_ELEMENTS = 1 << 16  # float32 chunk of 256 KiB: stays in a core's cache; a multiple of every block size
 _RELEASE_BYTES = 16 << 20  # mapped file pages held at most while one tensor is read
+
+# (first element, its bytes and those that follow, where their values go) -> None
+_Convert = Callable[[int, npt.NDArray[np.uint8], npt.NDArray[np.float32]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,11 @@ class Checkpoint:
         self._files = files
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
-        """The tensor as a new C-contiguous float32 array; quantised formats are dequantised.
+        """The tensor as a new C-contiguous float32 array; quantised formats are dequantised, FP8 with its block scales.
 
-        Raises `CheckpointError` for an unknown name or a file that shrank, `UnsupportedError` for a storage type
-        that this version cannot read, `CapacityError` if the result does not fit in memory.
+        Raises `CheckpointError` for an unknown name, a file that shrank, or FP8 whose scales or values make no sense,
+        `UnsupportedError` for a storage type that this version cannot read, `CapacityError` if the result does not fit
+        in memory.
         """
         out = self._allocate(self._entry(name).info, np.float32)
         self.read_into(name, out)
@@ -82,8 +88,9 @@ class Checkpoint:
         entry = self._entry(name)
         _check_out(entry.info, out, np.dtype(np.float32))
         flat = out.reshape(-1)
-        for start, stop, blocks in self._chunks(entry):
-            dequantise(entry.info.dtype, blocks, flat[start:stop])
+        spans, convert = self._conversion(entry, fp8.LARGEST_F32)
+        for start, stop, blocks in self._chunks(entry, spans):
+            convert(start, blocks, flat[start:stop])
 
     def read_bf16_bits(self, name: str) -> npt.NDArray[np.uint16]:
         """The tensor as bfloat16 bits, rounded to nearest even from the float32 values.
@@ -106,12 +113,13 @@ class Checkpoint:
         _check_out(entry.info, out, np.dtype(np.uint16))
         flat = out.reshape(-1)
         buffer = np.empty(min(_CHUNK_ELEMENTS, flat.size), np.float32)
-        for start, stop, blocks in self._chunks(entry):
+        spans, convert = self._conversion(entry, fp8.LARGEST_BF16)
+        for start, stop, blocks in self._chunks(entry, spans):
             if entry.info.dtype == "BF16":
                 flat[start:stop] = blocks.reshape(-1).view("<u2")
                 continue
             values = buffer[: stop - start]
-            dequantise(entry.info.dtype, blocks, values)
+            convert(start, blocks, values)
             round_to_bf16(values, flat[start:stop])
 
     def close(self) -> None:
@@ -154,18 +162,51 @@ class Checkpoint:
                 remedy="free memory or choose a smaller model",
             ) from error
 
-    def _chunks(self, entry: Stored) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
+    def _conversion(self, entry: Stored, largest: float) -> tuple[Iterable[tuple[int, int]], _Convert]:
+        """Which elements to take at a time (first, last + 1), and what turns their bytes into float32."""
+        dtype = entry.info.dtype
+        if dtype == fp8.DTYPE:
+            matrix = self._block_scaled(entry, largest)
+            return matrix.spans(_CHUNK_ELEMENTS), matrix.dequantise
+        size = math.prod(entry.info.shape)
+        spans = ((first, min(first + _CHUNK_ELEMENTS, size)) for first in range(0, size, _CHUNK_ELEMENTS))
+        return spans, lambda start, blocks, out: dequantise(dtype, blocks, out)
+
+    def _block_scaled(self, entry: Stored, largest: float) -> fp8.BlockScaled:
+        """An FP8 tensor with its scales; with scales of 1 where neither they nor config.json are there to scale it."""
+        name, shape, file = entry.info.name, entry.info.shape, entry.file
+        if len(shape) != 2:
+            raise file.error(f"tensor {quoted(name)} shape", f"{shape} is no matrix, and only those are stored in FP8")
+        scaled = fp8.block_size(file.path.with_name("config.json"), self.metadata)
+        block = scaled or fp8.DEFAULT_BLOCK
+        grid = fp8.grid_shape(shape, block)
+        scale = self._stored.get(name + fp8.SCALE_SUFFIX)
+        if scale is None:
+            if scaled:
+                field = f"tensor {quoted(name + fp8.SCALE_SUFFIX)}"
+                raise file.error(field, f"is missing, and config.json says that tensor {quoted(name)} is scaled by it")
+            return fp8.BlockScaled(file, name, shape, np.ones(grid, np.float32), block, largest)
+        info, field = scale.info, f"tensor {quoted(scale.info.name)}"
+        if info.dtype not in fp8.SCALE_DTYPES:
+            raise scale.file.error(f"{field} dtype", f"{info.dtype} is none of {', '.join(fp8.SCALE_DTYPES)}")
+        if info.shape != grid:
+            problem = f"{info.shape} is not {grid}, one scale for each {block[0]}x{block[1]} block of {shape}"
+            raise scale.file.error(f"{field} shape", problem)
+        scales = self.read(info.name)
+        fp8.check_scales(scale.file, info.name, scales)
+        return fp8.BlockScaled(file, name, shape, scales, block, largest)
+
+    def _chunks(
+        self, entry: Stored, spans: Iterable[tuple[int, int]]
+    ) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
         """(first element, last element + 1, blocks as (blocks, bytes per block)), pages given back on the way."""
-        elements, width = BLOCKS[entry.info.dtype]
-        blocks = entry.info.nbytes // width
-        step = _CHUNK_ELEMENTS // elements
-        held = entry.offset
-        for first in range(0, blocks, step):
-            last = min(first + step, blocks)
-            start, stop = entry.offset + first * width, entry.offset + last * width
+        elements, width = (1, 1) if entry.info.dtype == fp8.DTYPE else BLOCKS[entry.info.dtype]
+        held, end = entry.offset, entry.offset + entry.info.nbytes
+        for first, last in spans:
+            start, stop = entry.offset + first // elements * width, entry.offset + last // elements * width
             entry.file.require(stop, f"tensor {quoted(entry.info.name)}")
-            yield first * elements, last * elements, entry.file.view(start, stop - start).reshape(-1, width)
-            if stop - held >= _RELEASE_BYTES or last == blocks:
+            yield first, last, entry.file.view(start, stop - start).reshape(-1, width)
+            if stop - held >= _RELEASE_BYTES or stop == end:
                 entry.file.release(held, stop)
                 held = stop
 

@@ -1,92 +1,80 @@
-"""What a family consists of: how it reads its configuration, and what its weights are called elsewhere."""
+"""What a family consists of: how it reads and writes its configuration, and what its weights are called elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from deepseek_r1.models.config import Fields, ModelConfig, RopeConfig
+from deepseek_r1.models.config import Fields, ModelConfig
+from deepseek_r1.models.families.forms import ROWS, Form
+from deepseek_r1.models.shapes import Shapes
 
 
 @dataclass(frozen=True)
-class WeightName:
-    """One weight's name here, in Hugging Face files and in GGUF files; `{i}` stands for the layer.
+class Weight:
+    """One stored tensor: its name in the file, and the parameters of ours that it holds.
 
-    `interleaved` names the config field that counts the heads of a projection whose rows llama-style GGUF files
-    reorder for interleaved rope ("" where they don't).
+    `{i}` stands for the layer, `{m}` for a layer behind the last one (a prediction module, `mtp.{i}` here), and `{e}`
+    for the expert: parameters with a leading dimension of experts are stored one tensor per expert.
     """
 
-    ours: str
-    hf: str
-    gguf: str
-    interleaved: str = ""
+    stored: str
+    ours: tuple[str, ...]
+    form: Form = ROWS
 
-    def at(self, layer: int) -> WeightName:
-        """The name with the layer filled in."""
-        ours, hf, gguf = (name.replace("{i}", str(layer)) for name in (self.ours, self.hf, self.gguf))
-        return WeightName(ours, hf, gguf, self.interleaved)
+    def fill(self, index: int, layers: int) -> Weight:
+        """The entry of layer or module `index`."""
+        stored = self.stored.replace("{i}", str(index)).replace("{m}", str(layers + index))
+        return replace(self, stored=stored, ours=tuple(name.replace("{i}", str(index)) for name in self.ours))
+
+    def names(self, experts: int) -> list[str]:
+        """The stored names: one, or one per expert."""
+        return [self.stored.replace("{e}", str(e)) for e in range(experts)] if "{e}" in self.stored else [self.stored]
+
+
+def stored_shape(weight: Weight, shapes: Shapes) -> tuple[int, ...]:
+    """The shape that one stored tensor of this entry has (of one expert, where they are stored apart)."""
+    sizes = [shapes[name] for name in weight.ours]
+    return sizes[0][1:] if "{e}" in weight.stored else weight.form.stored_shape(sizes)
+
+
+Table = tuple[Weight, ...]
 
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: builders of `ModelConfig` from either format, and its name table."""
+    """An architecture: its configuration in both formats, and its two-way name tables.
+
+    `to_hf` gives the fields of config.json that `from_hf` reads, and whatever else transformers needs to load it.
+    """
 
     name: str
     from_hf: Callable[[Fields], ModelConfig]
-    from_gguf: Callable[[Fields, set[str]], ModelConfig]
-    names: tuple[WeightName, ...]
+    to_hf: Callable[[ModelConfig], dict[str, Any]]
+    hf: Table
+    from_gguf: Callable[[Fields, set[str]], ModelConfig] | None = None
+    gguf: Table = ()
 
-    def weights(self, config: ModelConfig) -> Iterator[WeightName]:
-        """Every weight a model of this shape has, layers filled in."""
-        for name in self.names:
-            if "norm.weight" in name.ours and name.ours.split(".")[-2] in ("q_norm", "k_norm") and not config.qk_norm:
-                continue
-            if name.ours.endswith(".bias") and not self._has_bias(name.ours, config):
-                continue
-            if name.ours == "lm_head.weight" and config.tie_embeddings:
-                continue
-            if "{i}" in name.ours:
-                yield from (name.at(i) for i in range(config.layers))
+    def weights(self, format: str, config: ModelConfig, shapes: Shapes) -> Iterator[Weight]:
+        """The entries that a model of these `shapes` has, layers filled in: those whose parameters exist."""
+        for weight in self.gguf if format == "gguf" else self.hf:
+            if "{i}" not in weight.ours[0]:
+                filled = [weight]
             else:
-                yield name
-
-    @staticmethod
-    def _has_bias(name: str, config: ModelConfig) -> bool:
-        if ".mlp." in name:
-            return config.mlp_bias
-        return config.output_bias if "o_proj" in name else config.qkv_bias
+                count = config.mtp_layers if weight.ours[0].startswith("mtp.") else config.layers
+                filled = [weight.fill(index, config.layers) for index in range(count)]
+            yield from (entry for entry in filled if entry.ours[0] in shapes)
 
 
-def hf_rope(fields: Fields) -> RopeConfig:
-    """Rope from config.json, in the old spelling (rope_theta, rope_scaling) and the new one (rope_parameters)."""
-    section = fields.section("rope_parameters" if "rope_parameters" in fields else "rope_scaling")
-    theta = section.number("rope_theta") if "rope_theta" in section else fields.number("rope_theta", 10000.0)
-    kind = "rope_type" if "rope_type" in section else "type"
-    section.expect(kind, ("default", "linear", "llama3"))
-    fields.expect("partial_rotary_factor", (1, 1.0))
-    section.expect("partial_rotary_factor", (1, 1.0))
-    scaling = section.values.get(kind, "default")
-    if scaling == "default":
-        return RopeConfig(theta)
-    if scaling == "linear":
-        return RopeConfig(theta, "linear", section.number("factor"))
-    return RopeConfig(
-        theta,
-        "llama3",
-        section.number("factor"),
-        section.number("low_freq_factor"),
-        section.number("high_freq_factor"),
-        section.integer("original_max_position_embeddings"),
+def weight_and_bias(stored: str, *ours: str, form: Form = ROWS) -> Table:
+    """The entries of a linear, or of several that are stored as one."""
+    return tuple(
+        Weight(f"{stored}.{kind}", tuple(f"{name}.{kind}" for name in ours), form) for kind in ("weight", "bias")
     )
 
 
-def hf_windows(fields: Fields, layers: int, *, opt_in: bool) -> tuple[int | None, ...]:
-    """Each layer's window from config.json. With `opt_in` (Qwen), `use_sliding_window` has to be true as well."""
-    types = fields.values.get("layer_types")
-    if "sliding_window" not in fields or (opt_in and not fields.boolean("use_sliding_window", False)):
-        return (None,) * layers
-    window = fields.integer("sliding_window")
-    if opt_in and isinstance(types, list) and len(types) == layers:
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
-    first = fields.integer("max_window_layers", 0, least=0) if opt_in else 0
-    return tuple(window if layer >= first else None for layer in range(layers))
+def changed(table: Table, *entries: Weight) -> Table:
+    """`table` with `entries` in place of those that hold any of the same parameters."""
+    taken = {name for entry in entries for name in entry.ours}
+    return (*(weight for weight in table if not taken & set(weight.ours)), *entries)

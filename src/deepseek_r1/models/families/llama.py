@@ -6,46 +6,69 @@ from dataclasses import replace
 from typing import Any
 
 from deepseek_r1.models.config import Fields, ModelConfig, RopeConfig
-from deepseek_r1.models.families.base import Family, WeightName, hf_rope
+from deepseek_r1.models.families.base import Family, Table, Weight, changed, weight_and_bias
+from deepseek_r1.models.families.forms import PAIRED_KEYS, PAIRED_QUERIES
+from deepseek_r1.models.families.rope_fields import hf_rope, rope_parameters
 
-NAMES = (
-    WeightName("embedding.weight", "model.embed_tokens.weight", "token_embd.weight"),
+_LINEARS = (
+    ("attention.qkv.q_proj", "self_attn.q_proj", "attn_q"),
+    ("attention.qkv.k_proj", "self_attn.k_proj", "attn_k"),
+    ("attention.qkv.v_proj", "self_attn.v_proj", "attn_v"),
+    ("attention.o_proj", "self_attn.o_proj", "attn_output"),
+    ("mlp.gate_up.gate_proj", "mlp.gate_proj", "ffn_gate"),
+    ("mlp.gate_up.up_proj", "mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "mlp.down_proj", "ffn_down"),
+)
+
+HF: Table = (
+    Weight("model.embed_tokens.weight", ("embedding.weight",)),
     *(
-        WeightName(f"layers.{{i}}.{ours}.{kind}", f"model.layers.{{i}}.{hf}.{kind}", f"blk.{{i}}.{gguf}.{kind}", heads)
-        for ours, hf, gguf, heads in (
-            ("attention.qkv.q_proj", "self_attn.q_proj", "attn_q", "heads"),
-            ("attention.qkv.k_proj", "self_attn.k_proj", "attn_k", "kv_heads"),
-            ("attention.qkv.v_proj", "self_attn.v_proj", "attn_v", ""),
-            ("attention.o_proj", "self_attn.o_proj", "attn_output", ""),
-            ("mlp.gate_up.gate_proj", "mlp.gate_proj", "ffn_gate", ""),
-            ("mlp.gate_up.up_proj", "mlp.up_proj", "ffn_up", ""),
-            ("mlp.down_proj", "mlp.down_proj", "ffn_down", ""),
-        )
-        for kind in ("weight", "bias")
+        entry
+        for ours, hf, _ in _LINEARS
+        for entry in weight_and_bias(f"model.layers.{{i}}.{hf}", f"layers.{{i}}.{ours}")
     ),
-    WeightName(
-        "layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight", "blk.{i}.attn_norm.weight"
-    ),
-    WeightName(
-        "layers.{i}.mlp_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight"
-    ),
-    WeightName("norm.weight", "model.norm.weight", "output_norm.weight"),
-    WeightName("lm_head.weight", "lm_head.weight", "output.weight"),
+    Weight("model.layers.{i}.input_layernorm.weight", ("layers.{i}.attention_norm.weight",)),
+    Weight("model.layers.{i}.post_attention_layernorm.weight", ("layers.{i}.mlp_norm.weight",)),
+    Weight("model.norm.weight", ("norm.weight",)),
+    Weight("lm_head.weight", ("lm_head.weight",)),
+)
+
+# Files of the halves convention (Qwen and most others); llama's own GGUF files reorder q and k.
+GGUF_HALVES: Table = (
+    Weight("token_embd.weight", ("embedding.weight",)),
+    *(entry for ours, _, gguf in _LINEARS for entry in weight_and_bias(f"blk.{{i}}.{gguf}", f"layers.{{i}}.{ours}")),
+    Weight("blk.{i}.attn_norm.weight", ("layers.{i}.attention_norm.weight",)),
+    Weight("blk.{i}.ffn_norm.weight", ("layers.{i}.mlp_norm.weight",)),
+    Weight("output_norm.weight", ("norm.weight",)),
+    Weight("output.weight", ("lm_head.weight",)),
+)
+
+GGUF: Table = changed(
+    GGUF_HALVES,
+    *weight_and_bias("blk.{i}.attn_q", "layers.{i}.attention.qkv.q_proj", form=PAIRED_QUERIES),
+    *weight_and_bias("blk.{i}.attn_k", "layers.{i}.attention.qkv.k_proj", form=PAIRED_KEYS),
+)
+
+# The norms on q and k, of the families that have them.
+HF_QK_NORMS: Table = tuple(
+    Weight(f"model.layers.{{i}}.self_attn.{x}_norm.weight", (f"layers.{{i}}.attention.{x}_norm.weight",)) for x in "qk"
+)
+GGUF_QK_NORMS: Table = tuple(
+    Weight(f"blk.{{i}}.attn_{x}_norm.weight", (f"layers.{{i}}.attention.{x}_norm.weight",)) for x in "qk"
 )
 
 
-def hf_config(fields: Fields, family: str = "llama", **options: Any) -> ModelConfig:
-    """The fields that every Llama-like config.json has; `options` fill in what the family adds."""
-    fields.expect("hidden_act", ("silu",))
+def hf_config(fields: Fields, family: str = "llama", *, rope: RopeConfig | None = None, **options: Any) -> ModelConfig:
+    """The fields that every Llama-like config.json has; `options` fill in or replace what the family has otherwise."""
+    if "activation" not in options:
+        fields.expect("hidden_act", ("silu",))
     heads = fields.integer("num_attention_heads", most=1 << 12)
     layers = fields.integer("num_hidden_layers", most=1 << 12)
     hidden = fields.integer("hidden_size", most=1 << 20)
     kv_heads = fields.integer("num_key_value_heads", heads, most=1 << 12)
     fields.divides("num_attention_heads", heads, kv_heads)
-    if "head_dim" not in fields:
-        fields.divides("hidden_size", hidden, heads)
-    options.setdefault("windows", (None,) * layers)
-    return ModelConfig(
+    head_dim = hf_head_dim(fields)
+    values: dict[str, Any] = dict(
         family=family,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -53,13 +76,47 @@ def hf_config(fields: Fields, family: str = "llama", **options: Any) -> ModelCon
         layers=layers,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=fields.integer("head_dim", hidden // heads, most=1 << 12),
+        head_dim=head_dim,
         max_position=fields.integer("max_position_embeddings", 2048),
         norm_eps=fields.number("rms_norm_eps", 1e-6, most=1),
-        rope=hf_rope(fields),
+        ropes=(hf_rope(fields, head_dim) if rope is None else rope,),
+        layer_ropes=(0,) * layers,
         tie_embeddings=fields.boolean("tie_word_embeddings", False),
-        **options,
+        windows=(None,) * layers,
     )
+    return ModelConfig(**(values | options))
+
+
+def hf_head_dim(fields: Fields) -> int:
+    """The width of one head, given or following from the others."""
+    heads = fields.integer("num_attention_heads", most=1 << 12)
+    hidden = fields.integer("hidden_size", most=1 << 20)
+    if "head_dim" not in fields:
+        fields.divides("hidden_size", hidden, heads)
+    return fields.integer("head_dim", hidden // heads, most=1 << 12)
+
+
+def to_hf(config: ModelConfig, architecture: str, **extra: Any) -> dict[str, Any]:
+    """The config.json that `hf_config` and transformers read; `extra` is what the family adds."""
+    head_dim = config.head_dim
+    fields: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": head_dim,
+        "hidden_act": config.activation,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_parameters": rope_parameters(config.ropes[0], head_dim),
+        "attention_bias": config.qkv_bias,
+    }
+    return fields | extra
 
 
 def llama_hf(fields: Fields) -> ModelConfig:
@@ -80,15 +137,15 @@ def gguf_config(fields: Fields, tensors: set[str], family: str = "llama", **opti
         fields.divides("embedding_length", hidden, heads)
     head_dim = fields.integer("attention.key_length", hidden // heads, most=1 << 12)
     fields.expect("attention.value_length", (head_dim,))
-    fields.expect("rope.dimension_count", (head_dim,))
+    rotated = fields.integer("rope.dimension_count", head_dim, most=head_dim)
     fields.expect("rope.scaling.type", ("none", "linear"))
-    fields.expect("expert_count", (0,))
+    if "moe" not in options:
+        fields.expect("expert_count", (0,))
     window = fields.integer("attention.sliding_window", 0, least=0) or None
-    options.setdefault("windows", (window,) * layers)
-    rope = RopeConfig(fields.number("rope.freq_base", 10000.0))
+    rope = RopeConfig(fields.number("rope.freq_base", 10000.0), rotated)
     if fields.values.get(fields.prefix + "rope.scaling.type") == "linear":
         rope = replace(rope, scaling="linear", factor=fields.number("rope.scaling.factor"))
-    return ModelConfig(
+    values: dict[str, Any] = dict(
         family=family,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
@@ -99,13 +156,22 @@ def gguf_config(fields: Fields, tensors: set[str], family: str = "llama", **opti
         head_dim=head_dim,
         max_position=fields.integer("context_length", 2048),
         norm_eps=fields.number("attention.layer_norm_rms_epsilon", most=1),
-        rope=rope,
+        ropes=(rope,),
+        layer_ropes=(0,) * layers,
         tie_embeddings="output.weight" not in tensors,
+        windows=(window,) * layers,
         qkv_bias="blk.0.attn_q.bias" in tensors,
         output_bias="blk.0.attn_output.bias" in tensors,
         mlp_bias="blk.0.ffn_down.bias" in tensors,
-        **options,
     )
+    return ModelConfig(**(values | options))
 
 
-FAMILY = Family("llama", llama_hf, gguf_config, NAMES)
+FAMILY = Family(
+    "llama",
+    llama_hf,
+    lambda config: to_hf(config, "LlamaForCausalLM", mlp_bias=config.mlp_bias),
+    HF,
+    gguf_config,
+    GGUF,
+)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deepseek_r1.models.config import Fields, ModelConfig
 from deepseek_r1.models.families import llama
-from deepseek_r1.models.families.base import Family, hf_windows
+from deepseek_r1.models.families.base import Family
+from deepseek_r1.models.families.rope_fields import hf_windows, one_window
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -18,4 +19,11 @@ def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
     return llama.gguf_config(fields, tensors, "mistral")
 
 
-FAMILY = Family("mistral", from_hf, from_gguf, llama.NAMES)
+FAMILY = Family(
+    "mistral",
+    from_hf,
+    lambda config: llama.to_hf(config, "MistralForCausalLM", sliding_window=one_window(config)),
+    llama.HF,
+    from_gguf,
+    llama.GGUF,
+)

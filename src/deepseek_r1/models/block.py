@@ -1,0 +1,172 @@
+"""One layer of the decoder, and the multi-token prediction module that holds one: built from the model's options."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.layers import (
+    Attention,
+    AttentionContext,
+    Experts,
+    GatedMLP,
+    KVLayout,
+    LatentAttention,
+    Linear,
+    MoE,
+    RMSNorm,
+    Router,
+)
+from deepseek_r1.layers.rope import Rotary
+from deepseek_r1.models.config import ModelConfig, MoEConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def kv_layout(config: ModelConfig, precision: DeepSeekConfig) -> KVLayout:
+    """What a layer of this model caches per token."""
+    dtype = DTYPES[precision.dtype_of("kv_cache")]
+    if config.mla is not None:
+        rank = config.mla.kv_rank
+        return KVLayout(1, rank + config.mla.rope_dim, rank, dtype, shared=True)
+    return KVLayout(config.kv_heads, config.head_dim, config.head_dim, dtype)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to the residual stream, with norms before them, after them, or both."""
+
+    def __init__(self, index: int, config: ModelConfig, precision: DeepSeekConfig, layout: KVLayout) -> None:
+        super().__init__()
+
+        def norm(*places: str) -> RMSNorm | None:
+            if config.norms not in places:
+                return None
+            return RMSNorm(config.hidden_size, config.norm_eps, dtype=DTYPES[precision.dtype_of("norm")])
+
+        self.attention_norm = norm("pre", "sandwich")
+        self.attention_post_norm = norm("post", "sandwich")
+        self.mlp_norm = norm("pre", "sandwich")
+        self.mlp_post_norm = norm("post", "sandwich")
+        self.residual_scale = config.residual_scale
+        self.attention = _attention(index, config, precision, layout)
+        self.mlp = _mlp(index, config, precision)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, ctx: AttentionContext) -> Tensor:
+        """x (T, hidden) -> (T, hidden), in x's dtype."""
+        inner = x if self.attention_norm is None else self.attention_norm(x)
+        x = self._add(x, self.attention(inner, rotary, ctx), self.attention_post_norm)
+        inner = x if self.mlp_norm is None else self.mlp_norm(x)
+        return self._add(x, self.mlp(inner), self.mlp_post_norm)
+
+    def _add(self, x: Tensor, part: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is not None:
+            part = norm(part)
+        if self.residual_scale != 1.0:
+            part = part * self.residual_scale
+        return x + part.to(x.dtype)
+
+
+class PredictionModule(nn.Module):
+    """Multi-token prediction (DeepSeek-V3, section 2.2): guesses one token further than the model itself has got.
+
+    It joins the model's hidden state of a position with the embedding of the token after it, and runs one more layer.
+    """
+
+    def __init__(self, index: int, config: ModelConfig, precision: DeepSeekConfig, layout: KVLayout) -> None:
+        super().__init__()
+        norm = DTYPES[precision.dtype_of("norm")]
+        self.embedding_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=norm)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=norm)
+        linear = DTYPES[precision.dtype_of("linear")]
+        self.project = Linear(2 * config.hidden_size, config.hidden_size, dtype=linear)
+        self.block = Block(index, config, precision, layout)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=norm)
+
+    def forward(self, hidden: Tensor, embedded: Tensor, rotary: Rotary | None, ctx: AttentionContext) -> Tensor:
+        """Hidden states and embeddings of the next tokens, both (T, hidden) -> hidden states (T, hidden)."""
+        joined = torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=-1)
+        x = self.project(joined).to(embedded.dtype)
+        return self.norm(self.block(x, rotary, ctx))  # type: ignore[no-any-return]
+
+
+def _attention(index: int, config: ModelConfig, precision: DeepSeekConfig, layout: KVLayout) -> nn.Module:
+    dtypes = {
+        "linear_dtype": DTYPES[precision.dtype_of("linear")],
+        "norm_dtype": DTYPES[precision.dtype_of("norm")],
+        "compute_dtype": DTYPES[precision.dtype_of("attention")],
+    }
+    scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
+    mla = config.mla
+    if mla is not None:
+        return LatentAttention(
+            index,
+            dim=config.hidden_size,
+            heads=config.heads,
+            q_rank=mla.q_rank,
+            kv_rank=mla.kv_rank,
+            nope_dim=mla.nope_dim,
+            rope_dim=mla.rope_dim,
+            value_dim=mla.value_dim,
+            layout=layout,
+            qkv_bias=config.qkv_bias,
+            output_bias=config.output_bias,
+            norm_eps=config.norm_eps,
+            scale=scale,
+            **dtypes,
+        )
+    return Attention(
+        index,
+        dim=config.hidden_size,
+        heads=config.heads,
+        head_dim=config.head_dim,
+        layout=layout,
+        qkv_bias=config.qkv_bias,
+        output_bias=config.output_bias,
+        qk_norm=config.qk_norm,
+        norm_eps=config.norm_eps,
+        scale=scale,
+        window=config.windows[index],
+        **dtypes,
+    )
+
+
+def _mlp(index: int, config: ModelConfig, precision: DeepSeekConfig) -> nn.Module:
+    if config.moe is not None and config.has_experts(index):
+        return _experts(config, config.moe, precision)
+    return _dense(config, config.intermediate_size, precision)
+
+
+def _dense(config: ModelConfig, width: int, precision: DeepSeekConfig) -> GatedMLP:
+    return GatedMLP(
+        config.hidden_size,
+        width,
+        bias=config.mlp_bias,
+        activation=config.activation,
+        dtype=DTYPES[precision.dtype_of("linear")],
+        activation_dtype=DTYPES[precision.dtype_of("activation")],
+    )
+
+
+def _experts(config: ModelConfig, moe: MoEConfig, precision: DeepSeekConfig) -> MoE:
+    router = Router(
+        config.hidden_size,
+        moe.experts,
+        moe.active,
+        score=moe.score,
+        normalise=moe.normalise,
+        scale=moe.scale,
+        groups=moe.groups,
+        active_groups=moe.active_groups,
+        bias=moe.bias,
+    )
+    experts = Experts(
+        config.hidden_size,
+        moe.experts,
+        moe.hidden_size,
+        activation=config.activation,
+        dtype=DTYPES[precision.dtype_of("linear")],
+        activation_dtype=DTYPES[precision.dtype_of("activation")],
+    )
+    shared = _dense(config, moe.shared_hidden_size, precision) if moe.shared_hidden_size else None
+    return MoE(router, experts, shared)

@@ -1,12 +1,15 @@
-"""The verbs `models list` and `models inspect`."""
+"""The verbs `models list`, `models inspect` and `models pull`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from typing import Any
 
-from deepseek_r1.cli.terminal import table
+from deepseek_r1.cli.terminal import Progress, size, table
 from deepseek_r1.config.inspect import InspectConfig, ListConfig
+from deepseek_r1.config.pull import PullConfig
 
 
 def list_models(config: ListConfig) -> int:
@@ -31,6 +34,35 @@ def inspect_model(config: InspectConfig) -> int:
 
     model = describe_model(config.model)
     print(json.dumps(model, indent=2) if config.json else _page(model))
+    return 0
+
+
+def pull_model(config: PullConfig) -> int:
+    """Fetch a model from the hub, and print where it lies and how to serve it."""
+    from deepseek_r1.models.pull import pull
+
+    progress = Progress()
+    try:
+        model = pull(config.repo or "", revision=config.revision, file=config.file, report=progress.transfer)
+    finally:
+        progress.end()
+    if config.json:
+        print(json.dumps({**dataclasses.asdict(model), "path": str(model.path)}, indent=2))
+        return 0
+    total = size(sum(file.size for file in model.files))
+    fields = {
+        "model": model.repo,
+        "commit": f"{model.commit} ({model.revision})",
+        "path": str(model.path),
+        "files": f"{len(model.files)}, {total}; {len(model.fetched)} fetched and verified now",
+        "architecture": model.architecture or "not named",
+    }
+    if model.unsupported is None:
+        fields["architecture"] += ", supported"
+        fields["serve it with"] = f"deepseek-r1 serve {shlex.quote(model.serve)}"
+    else:
+        fields["not supported"] = model.unsupported
+    print(_pairs(fields))
     return 0
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+EVERY_SECONDS = 5.0
+"""How often the bytes of one job are told where nobody looks; a terminal is told ten times a second."""
+
+_SAMPLES = 32  # the rate is that between the oldest and the newest of so many reports
+_CELLS = 12  # width of a bar
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -56,23 +64,60 @@ class AnswerPrinter:
 class Progress:
     """How far a long job is: one line that is rewritten on a terminal, JSON lines elsewhere."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream or sys.stderr
+        self._clock = clock
+        self._event: str | None = None
+        self._name: str | None = None
+        self._shown = 0.0
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Show `event` with its fields."""
-        if self._stream.isatty():
-            words = " ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
-            self._stream.write(f"\r\x1b[K{event}: {words}")
-        else:
-            self._stream.write(json.dumps({"event": event, **fields}) + "\n")
-        self._stream.flush()
+        words = " ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
+        self._show(f"{event}: {words}", {"event": event, **fields})
+
+    def transfer(self, event: str, name: str, done: int, total: int) -> None:
+        """Show that `done` of the `total` bytes of a job are there, now at the file `name`; with rate and time left.
+
+        Calls may come as often as they like. A job that goes on where it stopped begins with what was `done` before.
+        """
+        now = self._clock()
+        if event != self._event or (self._samples and done < self._samples[-1][1]):
+            self._samples.clear()
+        self._samples.append((now, done))
+        pause = 0.1 if self._stream.isatty() else EVERY_SECONDS
+        if (event, name) == (self._event, self._name) and done < total and now - self._shown < pause:
+            return
+        self._event, self._name, self._shown = event, name, now
+        began, before = self._samples[0]
+        rate = (done - before) / (now - began) if now > began else 0.0
+        left = (total - done) / rate if rate > 0 else None
+        share = done / total if total else 1.0
+        words = f"{event} [{'#' * int(share * _CELLS):<{_CELLS}}] {share:4.0%} {size(done)} of {size(total)}"
+        if left is not None:
+            words += f", {size(rate)}/s, {int(left // 60)}:{int(left % 60):02} left"
+        fields = {"file": name, "done": done, "total": total, "rate": round(rate)}
+        self._show(f"{words}  {visible(name)}", {"event": event, **fields, "seconds_left": left and round(left, 1)})
 
     def end(self) -> None:
         """Clear the terminal's line."""
         if self._stream.isatty():
             self._stream.write("\r\x1b[K")
             self._stream.flush()
+
+    def _show(self, line: str, fields: dict[str, Any]) -> None:
+        if self._stream.isatty():
+            # A line that wraps could not be rewritten.
+            self._stream.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
+        else:
+            self._stream.write(json.dumps(fields) + "\n")
+        self._stream.flush()
+
+
+def size(nbytes: float) -> str:
+    """Bytes as people read them: "12.3 MB", from 1000 MB on "1.23 GB"."""
+    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.1f} MB"
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, text: tuple[str, ...] = ()) -> str:

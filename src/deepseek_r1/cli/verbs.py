@@ -10,6 +10,7 @@ from deepseek_r1.config.chat import ChatConfig
 from deepseek_r1.config.doctor import DoctorConfig
 from deepseek_r1.config.generate import GenerateConfig
 from deepseek_r1.config.inspect import InspectConfig, ListConfig
+from deepseek_r1.config.pull import PullConfig
 from deepseek_r1.config.serve import ServeConfig
 
 
@@ -41,6 +42,12 @@ VERBS = (
         InspectConfig,
         "deepseek_r1.cli.models:inspect_model",
     ),
+    Verb(
+        ("models", "pull"),
+        "fetch a model from the hub: what serving needs, verified, resumed where it was cut off",
+        PullConfig,
+        "deepseek_r1.cli.models:pull_model",
+    ),
     Verb(("doctor",), "check this machine, and say how to mend it", DoctorConfig, "deepseek_r1.cli.doctor:doctor"),
     Verb(
         ("benchmark",),
@@ -50,5 +57,5 @@ VERBS = (
     ),
 )
 
-GROUPS = {"models": "list and describe models"}
+GROUPS = {"models": "list, describe and fetch models"}
 """Words that only group verbs."""

@@ -18,7 +18,10 @@ from deepseek_r1.models.decoder import Decoder
 
 
 class Engine:
-    """Continuous batching over one decoder and one pool of KV blocks. Not thread-safe: one thread submits and steps."""
+    """Continuous batching over one decoder, a pool of KV blocks and a slot per running request.
+
+    Not thread-safe: one thread submits and steps.
+    """
 
     def __init__(
         self,
@@ -31,15 +34,22 @@ class Engine:
         weights_version: str = "0",
         weights_bytes: int = 0,
     ) -> None:
-        cache = KVCache(decoder.layouts, num_blocks, block_size)
-        self.scheduler = Scheduler(BlockPool(num_blocks, block_size), max_concurrent, max_step_tokens)
+        self.max_model_len = min(decoder.config.max_position, num_blocks * block_size)
+        cache = KVCache(decoder.layouts, num_blocks, block_size, slots=max_concurrent, max_length=self.max_model_len)
+        # A slot holds the state at its sequence's end. What it was at the end of a shared prefix is gone, and a request
+        # that took over the prefix's blocks would have no state to go on from.
+        self.scheduler = Scheduler(
+            BlockPool(num_blocks, block_size),
+            max_concurrent,
+            max_step_tokens,
+            share_prefixes=not cache.has_slot_state,
+        )
         self.runner = Runner(decoder, cache)
         self.block_size = block_size
         self.kv_blocks = num_blocks
         self.kv_bytes = cache.nbytes
         self.weights_bytes = weights_bytes
         self.vocab_size = decoder.config.vocab_size
-        self.max_model_len = min(decoder.config.max_position, num_blocks * block_size)
         self.precision = decoder.precision.name
         self.path = ops.PATH
         identity = (weights_version, self.precision, str(ops.LAYOUT_VERSION), self.path)

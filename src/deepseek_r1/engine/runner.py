@@ -26,7 +26,8 @@ class Runner:
     def run(self, work: Items[Work]) -> list[Sampled]:
         """Compute the keys and values of all work; return the next token of each item that samples."""
         work = sorted(work, key=lambda item: item.count > 1)  # `Paged` wants one-token spans first
-        paged = Paged(self.cache, [Span(item.start, item.count, item.sequence.blocks) for item in work])
+        spans = [Span(item.start, item.count, item.sequence.blocks, item.sequence.slot) for item in work]
+        paged = Paged(self.cache, spans)
         ids = [token for item in work for token in item.sequence.tokens[item.start : item.start + item.count]]
         hidden = self.decoder(torch.tensor(ids), paged.positions, paged)  # (T, hidden)
         rows, sampling, end = [], [], 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deepseek_r1.engine.block_pool import BlockPool
 from deepseek_r1.engine.sequence import Sequence
+from deepseek_r1.engine.slots import SlotPool
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,17 @@ class Work:
 
 
 class Scheduler:
-    """First come, first served. Decoding goes before prefill; prefill takes what is left of the token budget."""
+    """First come, first served. Decoding goes before prefill; prefill takes what is left of the token budget.
 
-    def __init__(self, pool: BlockPool, max_concurrent: int, max_step_tokens: int) -> None:
+    Every running sequence holds a slot. Without `share_prefixes` no block is found again by its hash.
+    """
+
+    def __init__(
+        self, pool: BlockPool, max_concurrent: int, max_step_tokens: int, *, share_prefixes: bool = True
+    ) -> None:
         self.pool = pool
+        self.slots = SlotPool(max_concurrent)
+        self.share_prefixes = share_prefixes
         self.max_concurrent = max_concurrent
         self.max_step_tokens = max_step_tokens
         self.waiting: deque[Sequence] = deque()
@@ -53,17 +61,18 @@ class Scheduler:
         return [item for item in work if item.sequence in self.running]
 
     def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it stands, and give its blocks back."""
+        """Take a sequence out, wherever it stands, and give its blocks and its slot back."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            self._stop(sequence)
         else:
             self.waiting.remove(sequence)
-        self._release(sequence)
 
     def computed(self, item: Work) -> None:
         """Note that a step did this work: the blocks it filled go into the prefix cache."""
         sequence, size = item.sequence, self.pool.block_size
         before, sequence.computed = sequence.computed // size, item.start + item.count
+        if not self.share_prefixes:
+            return
         after = sequence.computed // size
         for block, key in zip(sequence.blocks[before:after], sequence.hashes(after)[before:], strict=True):
             self.pool.publish(block, key)
@@ -87,7 +96,7 @@ class Scheduler:
         filling = {self._next_hash(other) for other in self.running}
         for sequence in self.waiting:
             # At least one token has to be computed, or there would be no hidden state to sample from.
-            hashes = sequence.hashes((len(sequence.tokens) - 1) // size)
+            hashes = sequence.hashes((len(sequence.tokens) - 1) // size) if self.share_prefixes else []
             blocks = self.pool.match(hashes)
             if len(blocks) < len(hashes) and hashes[len(blocks)] in filling:
                 # A running sequence computes this very block now: wait a step for it, let others pass.
@@ -98,6 +107,7 @@ class Scheduler:
                 return None
             self.waiting.remove(sequence)
             self.running.append(sequence)
+            sequence.slot = self.slots.take()
             sequence.blocks = blocks
             sequence.computed = len(blocks) * size
             if sequence.queue_seconds is None:
@@ -114,12 +124,15 @@ class Scheduler:
         return sequence.hashes(index + 1)[index]
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self._release(sequence)
+        self._stop(sequence)
         self.waiting.appendleft(sequence)
         self.preemptions += 1
 
-    def _release(self, sequence: Sequence) -> None:
+    def _stop(self, sequence: Sequence) -> None:
+        """Take a running sequence off the machine: what was computed of it is given up."""
+        self.running.remove(sequence)
+        self.slots.release(sequence.slot)
         self.pool.release(sequence.blocks)
+        sequence.slot = -1
         sequence.blocks = []
         sequence.computed = 0

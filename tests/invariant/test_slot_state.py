@@ -18,6 +18,8 @@ from deepseek_r1.engine.request import GenerateRequest, SamplingParams
 from deepseek_r1.engine.slots import Ring, SlotPool
 from deepseek_r1.layers.context import KVLayout, Packed
 from deepseek_r1.layers.gated_delta import GatedDelta
+from deepseek_r1.models.surgery import pack_linears
+from support.own_models import CONFIGS, made
 
 VOCABULARY, DIM, HEADS, KV_HEADS, HEAD_DIM = 320, 48, 6, 2, 8
 FULL = KVLayout(KV_HEADS, HEAD_DIM, HEAD_DIM, torch.float32)
@@ -51,6 +53,7 @@ class Stack(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(vocab_size=VOCABULARY, max_position=512)
         self.precision = SimpleNamespace(name="fp32")
+        self.mtp = ()
         self.layers = nn.ModuleList(self.layer(i, kind) for i, kind in enumerate(kinds))
         self.layouts = [layer.layout for layer in self.layers]
         self.table = nn.Parameter(torch.empty(VOCABULARY, DIM))
@@ -258,3 +261,13 @@ def test_slot_pool(takes: list[bool]) -> None:
     for slot in sorted(set(range(5)) - held)[:1]:
         with pytest.raises(AssertionError, match="nobody held"):
             pool.release(slot)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_schedules_of_whole_models(name: str) -> None:
+    """The same with the decoder itself: rings, states, latents, experts and sandwiched norms in one model."""
+    decoder = made(CONFIGS[name])
+    pack_linears(decoder)
+    seen = [run_schedule(decoder, seed) for seed in range(6)]
+    assert not [problem for outcome in seen for problem in outcome.problems]
+    assert sum(outcome.tokens for outcome in seen) > 100

@@ -15,7 +15,9 @@ MEASURED = re.compile(r"\d\.\de-\d\d")
 
 def test_the_page_is_what_the_comparison_makes(models_folder: Path) -> None:
     rows = compare(models_folder)
-    assert {row.family for row in rows} == set(FAMILIES)
+    assert {row.family for row in rows} == set(FAMILIES) - {"deepseek_r1"}, (
+        "the own architecture has no reference there"
+    )
     assert all(max(row.prefill, row.decode) <= TOLERANCE for row in rows)
     page = PAGE.read_text(encoding="utf-8")
     assert MEASURED.sub("#", page) == MEASURED.sub("#", render(rows)), "run `make docs`"

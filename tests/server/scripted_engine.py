@@ -21,7 +21,7 @@ import sys
 import time
 
 from deepseek_r1.core.errors import CapacityError, CheckpointError, RequestError
-from deepseek_r1.engine.request import EngineStats, GenerateRequest, TokenLogprobs, TokenOutput
+from deepseek_r1.engine.request import EngineStats, ExpertLoad, GenerateRequest, TokenLogprobs, TokenOutput
 from deepseek_r1.models.text.detokenizer import StopMatcher
 from deepseek_r1.models.text.think import ThinkCounter
 from deepseek_r1.serve.engine_process import main
@@ -161,6 +161,10 @@ class ScriptedEngine:
         self.seconds += time.monotonic() - began
         self.last_batch = len(batch)
         return outputs
+
+    @property
+    def expert_load(self) -> list[ExpertLoad]:
+        return [ExpertLoad(3, 0.9, 1.5)]
 
     @property
     def stats(self) -> EngineStats:

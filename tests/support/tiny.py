@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from transformers import (
     Qwen3MoeConfig,
     SmolLM3Config,
 )
+
+from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.models.decoder import Decoder
+from deepseek_r1.models.loading import load_decoder
 
 SHAPE = dict(
     vocab_size=320,
@@ -157,6 +162,18 @@ def build(name: str, seed: int = 0) -> torch.nn.Module:
             if key.endswith("e_score_correction_bias"):
                 buffer.copy_(0.2 * torch.randn_like(buffer))
     return model
+
+
+def with_prediction_module(path: Path, seed: int = 0) -> Decoder:
+    """The model at `path` (DeepSeek-V3) with a prediction module of random weights behind it."""
+    plain = load_decoder(path, DeepSeekConfig(), pack=False)
+    decoder = Decoder(replace(plain.config, mtp_layers=1), DeepSeekConfig()).requires_grad_(False).eval()
+    decoder.load_state_dict(plain.state_dict(), strict=False)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in decoder.mtp.parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        weight.copy_(1 + 0.3 * noise if weight.dim() == 1 else 1.2 * noise / weight.shape[-1] ** 0.5)
+    return decoder
 
 
 @cache

@@ -251,7 +251,10 @@ def test_generate_streams(seen: dict[str, Any], capsys: pytest.CaptureFixture[st
     argv = "generate x.gguf --prompt hi --max-tokens 5 --temperature 0 --seed 7 --stop a,b --stop c --precision bf16"
     assert main(argv.split()) == 0
     assert capsys.readouterr().out == "one two\x1b[2J 三\n"
-    assert seen["loaded"] == ("x.gguf", {"precision": "bf16", "memory": None, "max_concurrent": 1})
+    assert seen["loaded"] == (
+        "x.gguf",
+        {"precision": "bf16", "memory": None, "max_concurrent": 1, "speculative": False},
+    )
     assert seen["settings"] == {
         "max_tokens": 5,
         "temperature": 0.0,

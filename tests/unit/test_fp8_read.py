@@ -225,5 +225,5 @@ def test_models_inspect_counts_fp8_tensors(tmp_path: Path, capsys: pytest.Captur
     assert report["tensors"] == {
         "F8_E4M3": {"tensors": 1, "parameters": 60_000, "bytes": 60_000},
         "BF16": {"tensors": 1, "parameters": 300, "bytes": 600},
-        "F32": {"tensors": 1, "parameters": 6, "bytes": 24},
+        "F32": {"tensors": 1, "parameters": 0, "bytes": 24},  # scales belong to the storage, not to the model
     }

@@ -162,7 +162,7 @@ class Machine:
     def not_inspected(self, repo: str) -> str:
         """What a verb that fetches a model by itself says when it can't."""
         done = self.run("models", "inspect", repo, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-        assert done.returncode == 1 and done.stdout == ""
+        assert done.returncode in (1, 2) and done.stdout == ""
         return done.stderr
 
     def partial(self) -> list[Path]:
@@ -359,14 +359,21 @@ def test_a_storage_without_ranges_starts_again(machine: Machine, tmp_path: Path)
     assert [seen.sent for seen in machine.hub.bodies("big.gguf")] == [11 << 20, len(content)]
 
 
-def test_other_verbs_name_the_one_that_resumes(machine: Machine, tmp_path: Path) -> None:
+def test_other_verbs_fetch_in_the_same_way(machine: Machine, tmp_path: Path) -> None:
+    """Whatever takes a hub id fetches, resumes and verifies as `models pull` does, and says the same of failures."""
+    done = machine.run("models", "inspect", "tiny/model", "--json")
+    assert done.returncode == 0, done.stderr
+    snapshot = Path(json.loads(done.stdout)["path"])
+    assert {path.name for path in snapshot.iterdir()} == WANTED and machine.located("tiny/model") == snapshot
     machine.hub.repos["tiny/gguf"] = {"config.json": b"{}", "model.gguf": gguf_file(tmp_path, 1)}
-    words = machine.not_inspected("tiny/gguf")
-    assert "no safetensors" in words and "`deepseek-r1 models pull tiny/gguf` fetches a GGUF file" in words
-    machine.hub.repos["tiny/big"] = {"config.json": b"{}", "model.safetensors": bytes(12 << 20)}
-    machine.hub.cut, machine.hub.reset = [11 << 20], True
-    words = machine.not_inspected("tiny/big")
-    assert "`deepseek-r1 models pull tiny/big` goes on where" in words
+    assert machine.run("models", "inspect", "tiny/gguf").returncode == 0
+    machine.hub.repos["tiny/two"] = {"a.gguf": gguf_file(tmp_path, 1), "b.gguf": gguf_file(tmp_path, 1)}
+    assert "name one with --file" in machine.not_inspected("tiny/two")
+    name = "tokenizer.json"
+    machine.hub.repos["tiny/bad"] = whole_model()
+    machine.hub.served[name] = b"changed"
+    assert f"tiny/bad/{name}: " in machine.not_inspected("tiny/bad")
+    assert "tiny/none" in machine.not_inspected("tiny/none")
 
 
 def test_a_cache_with_only_a_configuration_is_no_model(machine: Machine) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from deepseek_r1.engine.request import EngineStats
+from deepseek_r1.engine.request import EngineStats, ExpertLoad
 from deepseek_r1.operate.metrics import ServerMetrics, quantile
 
 
@@ -52,6 +52,21 @@ def test_utilisation_over_the_window(metrics: ServerMetrics, clock: Clock) -> No
     assert sample(metrics, "deepseek_r1_gpu_utilization") == pytest.approx(0.6)
     clock.now += 10  # idle: no step says so
     assert sample(metrics, "gpu_utilization") == 0
+
+
+def test_experts_by_layer(metrics: ServerMetrics) -> None:
+    metrics.experts([ExpertLoad(3, 0.91, 1.5), ExpertLoad(4, 1.0, 1.0)])
+    metrics.experts([ExpertLoad(3, 0.92, 1.4)])
+    assert sample(metrics, "deepseek_r1_expert_utilization", layer="3") == 0.92
+    assert sample(metrics, "deepseek_r1_expert_busiest", layer="3") == 1.4
+    assert sample(metrics, "deepseek_r1_expert_utilization", layer="4") == 1.0
+
+
+def test_guesses_are_counted(metrics: ServerMetrics) -> None:
+    metrics.step(EngineStats(steps=1, draft_tokens=3, accepted_tokens=2))
+    metrics.step(EngineStats(steps=2, draft_tokens=5, accepted_tokens=2))
+    assert sample(metrics, "deepseek_r1_draft_tokens_total") == 5
+    assert sample(metrics, "deepseek_r1_accepted_tokens_total") == 2
 
 
 def test_latencies_leave_the_window(metrics: ServerMetrics, clock: Clock) -> None:

@@ -46,7 +46,11 @@ def _target(config: BenchmarkConfig) -> Iterator[Target]:
     from deepseek_r1.serve.local import DeepSeekModel
 
     with DeepSeekModel.from_pretrained(
-        config.model, precision=config.precision, memory=config.memory, max_concurrent=max(config.concurrency)
+        config.model,
+        precision=config.precision,
+        memory=config.memory,
+        max_concurrent=max(config.concurrency),
+        speculative=config.speculative,
     ) as model:
         yield LocalTarget(model, config.max_tokens)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
-from deepseek_r1.cli.terminal import Progress, size, table
+from deepseek_r1.cli.terminal import Progress, size, table, visible
 from deepseek_r1.config.inspect import InspectConfig, ListConfig
 from deepseek_r1.config.pull import PullConfig
+from deepseek_r1.core.errors import UnsupportedError
 
 
 def list_models(config: ListConfig) -> int:
@@ -29,11 +31,17 @@ def list_models(config: ListConfig) -> int:
 
 
 def inspect_model(config: InspectConfig) -> int:
-    """Print what one model is made of."""
+    """Print what one model is made of, and draw it."""
+    from deepseek_r1.models.locate import served_name
     from deepseek_r1.operate.catalogue import describe_model
+    from deepseek_r1.operate.picture import svg
 
     model = describe_model(config.model)
-    print(json.dumps(model, indent=2) if config.json else _page(model))
+    if config.svg is not None:
+        if model["architecture"] is None:
+            raise UnsupportedError(f"--svg: {model['unsupported']}", remedy="only what is built here can be drawn")
+        Path(config.svg).write_text(svg(model["architecture"], served_name(config.model)), encoding="utf-8")
+    print(json.dumps(model, indent=2) if config.json else visible(_page(model)))
     return 0
 
 
@@ -62,34 +70,58 @@ def pull_model(config: PullConfig) -> int:
         fields["serve it with"] = f"deepseek-r1 serve {shlex.quote(model.serve)}"
     else:
         fields["not supported"] = model.unsupported
-    print(_pairs(fields))
+    print(pairs(fields))
     return 0
 
 
 def _page(model: dict[str, Any]) -> str:
+    from deepseek_r1.operate.picture import draw
+
     head = {
         "model": model["model"],
         "path": model["path"],
         "format": model["format"],
         "family": model["family"] or "not named",
         "parameters": f"{model['parameters']:,}",
-        "size": _megabytes(model["bytes"]),
+        "size": _megabytes(model["bytes"]) if model["tensors"] else "no weights here",
         "chat template": "yes" if model["chat_template"] else "no",
     }
     if model["unsupported"]:
         head["not supported"] = model["unsupported"]
-    parts = [_pairs(head)]
+    parts = [pairs(head)]
     if model["config"]:
-        parts.append("config\n" + _pairs({f"  {name}": _short(value) for name, value in model["config"].items()}))
+        parts.append("config\n" + pairs({f"  {name}": _short(value) for name, value in model["config"].items()}))
+    if model["architecture"]:
+        parts += [_architecture(model["architecture"]), draw(model["architecture"])]
     rows = [
         (name, f"{entry['tensors']:,}", f"{entry['parameters']:,}", _megabytes(entry["bytes"]))
         for name, entry in model["tensors"].items()
     ]
-    parts.append(table(("stored as", "tensors", "parameters", "size"), rows))
+    if rows:
+        parts.append(table(("stored as", "tensors", "parameters", "size"), rows))
     return "\n\n".join(parts)
 
 
-def _pairs(fields: dict[str, str]) -> str:
+def _architecture(architecture: dict[str, Any]) -> str:
+    """Parameters by part: of all layers of a kind together, then of the parts of one of them."""
+    rows = []
+    for part in architecture["parts"]:
+        if part["kind"] == "prediction":
+            continue
+        rows.append((part["name"], f"{part['total']:,}", f"{part['active']:,}"))
+        for layer in part.get("layers", ()):
+            one = f"  one {layer['name']}"
+            rows.append((one, f"{layer['total']:,}", f"{layer['active']:,}"))
+            rows += [(f"    {p['name']}", f"{p['total']:,}", f"{p['active']:,}") for p in layer["parts"]]
+    counts = architecture["parameters"]
+    rows.append(("in all", f"{counts['total']:,}", f"{counts['active']:,}"))
+    if counts["prediction_modules"]:
+        rows.append(("prediction modules besides", f"{counts['prediction_modules']:,}", ""))
+    return table(("part", "parameters", "active"), rows)
+
+
+def pairs(fields: dict[str, str]) -> str:
+    """Names and values in two columns."""
     width = max(map(len, fields))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in fields.items())
 
@@ -97,7 +129,9 @@ def _pairs(fields: dict[str, str]) -> str:
 def _short(value: Any) -> str:
     """A setting on one line; a list of equal entries (one per layer) as "30 x None"."""
     if isinstance(value, dict):
-        return ", ".join(f"{name}={_short(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name}={_short(inner)}" for name, inner in value.items() if inner is not None)
+    if isinstance(value, tuple | list) and value and isinstance(value[0], dict):
+        return "; ".join(map(_short, value))
     if isinstance(value, tuple | list) and len(value) > 4:
         return f"{len(value)} x {value[0]}" if len(set(value)) == 1 else f"{len(value)} values, from {value[0]}"
     return str(value)

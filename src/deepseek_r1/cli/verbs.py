@@ -10,6 +10,7 @@ from deepseek_r1.config.chat import ChatConfig
 from deepseek_r1.config.doctor import DoctorConfig
 from deepseek_r1.config.generate import GenerateConfig
 from deepseek_r1.config.inspect import InspectConfig, ListConfig
+from deepseek_r1.config.plan import PlanConfig
 from deepseek_r1.config.pull import PullConfig
 from deepseek_r1.config.serve import ServeConfig
 
@@ -38,7 +39,7 @@ VERBS = (
     Verb(("models", "list"), "list the models on this machine", ListConfig, "deepseek_r1.cli.models:list_models"),
     Verb(
         ("models", "inspect"),
-        "describe a model: its configuration, tensors and sizes",
+        "describe a model: its architecture, configuration, tensors and sizes",
         InspectConfig,
         "deepseek_r1.cli.models:inspect_model",
     ),
@@ -47,6 +48,12 @@ VERBS = (
         "fetch a model from the hub: what serving needs, verified, resumed where it was cut off",
         PullConfig,
         "deepseek_r1.cli.models:pull_model",
+    ),
+    Verb(
+        ("plan",),
+        "say what a model would take on a machine, and how fast it could be, without its weights",
+        PlanConfig,
+        "deepseek_r1.cli.plan:plan_model",
     ),
     Verb(("doctor",), "check this machine, and say how to mend it", DoctorConfig, "deepseek_r1.cli.doctor:doctor"),
     Verb(

@@ -16,8 +16,9 @@ class InspectConfig(Config):
 
     model: str = option(
         default="default",
-        help="'default' (the embedded model), a folder, a GGUF or safetensors file, or a hub id",
+        help="'default' (the embedded model), a folder, a GGUF or safetensors file, a config.json alone, or a hub id",
         metavar="MODEL",
         positional=True,
     )
+    svg: str | None = option(default=None, help="also draw the architecture into this file, as SVG", metavar="FILE")
     json: bool = option(default=False, help="print JSON")

@@ -28,6 +28,10 @@ class LocalModelConfig(Config):
         minimum=1,
         size=True,
     )
+    speculative: bool = option(
+        default=False,
+        help="let the model's own prediction module guess a token ahead; the text stays what it would be without",
+    )
 
     def check(self) -> None:
         """Refuse precisions that are not there."""

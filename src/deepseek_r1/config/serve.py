@@ -35,6 +35,10 @@ class ServeConfig(Config):
     max_queue: int | None = option(
         default=None, help="requests that wait beyond those; more get a 429; default: 4 x --max-concurrent", minimum=0
     )
+    speculative: bool = option(
+        default=False,
+        help="let the model's own prediction module guess a token ahead; the text stays what it would be without",
+    )
     api_key: str | None = option(
         default=None,
         help="clients must send this as their bearer token (safer in the environment than on the command line)",

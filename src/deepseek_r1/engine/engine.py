@@ -9,12 +9,16 @@ from collections.abc import Sequence as Items
 from deepseek_r1.core.errors import RequestError
 from deepseek_r1.engine.block_pool import BlockPool
 from deepseek_r1.engine.paged import KVCache
-from deepseek_r1.engine.request import EngineStats, GenerateRequest, TokenOutput
-from deepseek_r1.engine.runner import Runner, Sampled
-from deepseek_r1.engine.scheduler import Scheduler, Work
+from deepseek_r1.engine.request import EngineStats, ExpertLoad, GenerateRequest, TokenOutput
+from deepseek_r1.engine.runner import Computed, Runner
+from deepseek_r1.engine.scheduler import Scheduler
 from deepseek_r1.engine.sequence import Sequence
 from deepseek_r1.kernels import ops
+from deepseek_r1.layers.balance import utilisation
 from deepseek_r1.models.decoder import Decoder
+
+COUNTED = ("prompt_tokens", "prefix_hit_tokens", "generated_tokens", "draft_tokens", "accepted_tokens", "steps")
+"""What the engine counts from its start: fields of `EngineStats`."""
 
 
 class Engine:
@@ -57,7 +61,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._token_bytes: Items[bytes] = ()
         self._eos: frozenset[int] = frozenset()
-        self._counts = dict.fromkeys(("prompt_tokens", "prefix_hit_tokens", "generated_tokens", "steps"), 0)
+        self._counts = dict.fromkeys(COUNTED, 0)
         self._step_seconds = 0.0
         self._last_batch = 0
 
@@ -109,34 +113,46 @@ class Engine:
         return bool(self._sequences)
 
     def step(self) -> list[TokenOutput]:
-        """Schedule, run, take in the results: at most one new token per request."""
+        """Schedule, run, take in the results: a new token per request that is ready, more where guesses were right."""
         started = time.perf_counter()
         work = self.scheduler.schedule()
         if not work:
             return []
-        sampled = self.runner.run(work)
-        outputs = self._take_in(work, sampled)
+        done = self.runner.run(work)
+        outputs = self._take_in(done, self.runner.sample(done))
         self._counts["steps"] += 1
         self._step_seconds += time.perf_counter() - started
         return outputs
 
-    def _take_in(self, work: Items[Work], sampled: Items[Sampled]) -> list[TokenOutput]:
-        for item in work:
+    def _take_in(self, done: Computed, outputs: list[TokenOutput]) -> list[TokenOutput]:
+        for item in done.work:
             if item.start < item.sequence.prompt_length:
                 self._counts["prompt_tokens"] += min(item.count, item.sequence.prompt_length - item.start)
+            self._counts["draft_tokens"] += len(item.drafts)
             self.scheduler.computed(item)
-        outputs = []
-        for item, token, logprobs in sampled:
-            sequence = item.sequence
-            if len(sequence.tokens) == sequence.prompt_length:
+        if self.runner.speculates:
+            self.runner.draft(done)
+        for output in outputs:
+            sequence = self._sequences[output.request_id]
+            if len(sequence.tokens) - len(output.token_ids) == sequence.prompt_length:
                 self._counts["prefix_hit_tokens"] += sequence.cached_tokens
-            outputs.append(sequence.append(token, logprobs))
+            self._counts["generated_tokens"] += len(output.token_ids)
+            self._counts["accepted_tokens"] += len(output.token_ids) - 1
             if sequence.finish_reason is not None:
                 self.scheduler.finish(sequence)
                 del self._sequences[sequence.id]
-        self._counts["generated_tokens"] += len(outputs)
-        self._last_batch = len(work)
+        self._last_batch = len(done.work)
         return outputs
+
+    @property
+    def expert_load(self) -> list[ExpertLoad]:
+        """How evenly each layer with experts has used them; empty before the first token, and without experts."""
+        loads = []
+        for layer, counts in self.runner.decoder.expert_tokens().items():
+            if total := int(counts.sum()):
+                busiest = int(counts.max()) * len(counts) / total
+                loads.append(ExpertLoad(layer, utilisation(counts), busiest))
+        return loads
 
     @property
     def stats(self) -> EngineStats:

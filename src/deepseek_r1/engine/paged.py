@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepseek_r1.engine.memory import GATHER_TOKENS
 from deepseek_r1.engine.slots import Ring
 from deepseek_r1.kernels import ops
 from deepseek_r1.layers.context import KVLayout, StateLayout, Step, causal_mask, visible
-
-GATHER_TOKENS = 8192
-"""Key positions gathered at once for decoding: bounds the arena, and keeps the gathered rows near the caches."""
 
 
 class KVCache:

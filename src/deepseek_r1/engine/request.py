@@ -85,6 +85,24 @@ class TokenOutput(msgspec.Struct, array_like=True):
     cached_tokens: int = 0
     queue_seconds: float = 0.0
 
+    def extend(self, later: TokenOutput) -> None:
+        """Add what the same step gave the same request after this."""
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        self.finish_reason = later.finish_reason
+
+
+class ExpertLoad(msgspec.Struct, array_like=True, frozen=True):
+    """How evenly a layer's experts were used since the engine's start.
+
+    `utilisation` is the normalised entropy of their loads (1: even, 0: one expert has everything), `busiest` the
+    largest load as a multiple of the mean.
+    """
+
+    layer: int
+    utilisation: float
+    busiest: float
+
 
 class EngineStats(msgspec.Struct, frozen=True):
     """The state of the engine after a step, for metrics. Counters grow from the engine's start."""
@@ -97,6 +115,8 @@ class EngineStats(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
     step_seconds: float = 0.0

@@ -1,43 +1,115 @@
-"""Runs one step's work through the decoder and samples the next tokens."""
+"""Runs one step's work through the decoder, samples the next tokens, verifies guesses and makes new ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from deepseek_r1.engine.paged import KVCache, Paged, Span
-from deepseek_r1.engine.request import TokenLogprobs
+from deepseek_r1.engine.request import TokenOutput
 from deepseek_r1.engine.sampler import sample
 from deepseek_r1.engine.scheduler import Work
 from deepseek_r1.models.decoder import Decoder
 
-Sampled = tuple[Work, int, TokenLogprobs | None]
+
+@dataclass(frozen=True)
+class Computed:
+    """A step's work in the order of its rows, and their hidden states (T, hidden)."""
+
+    work: list[Work]
+    hidden: Tensor
+
+    @property
+    def first_rows(self) -> list[int]:
+        """The row at which each item begins."""
+        return [end - item.count for item, end in zip(self.work, accumulate(i.count for i in self.work), strict=True)]
 
 
 class Runner:
-    """The decoder with its KV cache."""
+    """The decoder with its KV cache.
+
+    With prediction modules (and no layer whose state can't be taken back) the first of them guesses a token ahead. A
+    guess is computed together with the token before it and kept if it is what sampling chooses there: since a token's
+    random number depends on its position alone, the output is the one without guesses.
+    """
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.decoder = decoder
         self.cache = cache
+        self.speculates = len(decoder.mtp) > 0 and not cache.has_slot_state
 
     @torch.inference_mode()
-    def run(self, work: Items[Work]) -> list[Sampled]:
-        """Compute the keys and values of all work; return the next token of each item that samples."""
+    def run(self, work: Items[Work]) -> Computed:
+        """Compute the keys and values of all work."""
         work = sorted(work, key=lambda item: item.count > 1)  # `Paged` wants one-token spans first
-        spans = [Span(item.start, item.count, item.sequence.blocks, item.sequence.slot) for item in work]
-        paged = Paged(self.cache, spans)
-        ids = [token for item in work for token in item.sequence.tokens[item.start : item.start + item.count]]
-        hidden = self.decoder(torch.tensor(ids), paged.positions, paged)  # (T, hidden)
-        rows, sampling, end = [], [], 0
-        for item in work:
-            end += item.count
-            if item.samples:
-                rows.append(end - 1)
-                sampling.append(item)
-        if not rows:
+        paged = Paged(self.cache, [_span(item, item.count) for item in work])
+        ids = [token for item in work for token in item.token_ids]
+        return Computed(work, self.decoder(torch.tensor(ids), paged.positions, paged))
+
+    @torch.inference_mode()
+    def sample(self, done: Computed) -> list[TokenOutput]:
+        """Give each sequence that is ready its next token, and those after it whose guesses turn out right."""
+        ready = [(item, row) for item, row in zip(done.work, done.first_rows, strict=True) if item.samples]
+        if not ready:
             return []
-        logits = self.decoder.logits(hidden if len(rows) == len(ids) else hidden[rows])
-        tokens = sample(logits, [item.sequence for item in sampling])
-        return [(item, token, logprobs) for item, (token, logprobs) in zip(sampling, tokens, strict=True)]
+        rows: list[int] = []
+        going: list[tuple[Work, int]] = []  # the work, and the logits row that its next token comes from
+        for item, first in ready:
+            going.append((item, len(rows)))
+            last = first + item.count
+            rows += range(last - len(item.drafts) - 1, last)
+        logits = self.decoder.logits(done.hidden if len(rows) == len(done.hidden) else done.hidden[rows])
+        outputs: dict[str, TokenOutput] = {}
+        place = 0
+        while going:
+            chosen = [row for _, row in going]
+            now = logits if len(chosen) == len(logits) else logits[chosen]
+            tokens = sample(now, [item.sequence for item, _ in going])
+            right = []
+            for (item, row), (token, logprobs) in zip(going, tokens, strict=True):
+                output = item.sequence.append(token, logprobs)
+                if place:
+                    outputs[output.request_id].extend(output)
+                else:
+                    outputs[output.request_id] = output
+                if item.drafts[place : place + 1] == (token,) and item.sequence.finish_reason is None:
+                    right.append((item, row + 1))
+            going, place = right, place + 1
+        return list(outputs.values())
+
+    @torch.inference_mode()
+    def draft(self, done: Computed) -> None:
+        """Guess a token further for every sequence that has one to come; all work goes through the module's cache."""
+        rows: list[int] = []
+        ids: list[int] = []
+        counted: list[tuple[Work, int]] = []
+        pairs = zip(done.work, done.first_rows, strict=True)
+        # What came out right may be one token where two were computed: one-token spans go first again.
+        for item, first in sorted(pairs, key=lambda pair: pair[0].sequence.computed - pair[0].start > 1):
+            sequence = item.sequence
+            count = sequence.computed - item.start
+            rows += range(first, first + count)
+            ids += sequence.tokens[item.start + 1 : item.start + 1 + count]
+            counted.append((item, count))
+        paged = Paged(self.cache, [_span(item, count) for item, count in counted])
+        hidden = self.decoder.predict(0, done.hidden[rows], torch.tensor(ids), paged.positions, paged)
+        ends = accumulate(count for _, count in counted)
+        wanted = [
+            (item.sequence, end - 1)
+            for (item, _), end in zip(counted, ends, strict=True)
+            if item.sequence.computed == len(item.sequence.tokens) - 1 and item.sequence.room_for_drafts > 0
+        ]
+        for item, _ in counted:
+            item.sequence.drafts = ()
+        if wanted:
+            guesses = self.decoder.logits(hidden[[row for _, row in wanted]]).argmax(-1).tolist()
+            for (sequence, _), guess in zip(wanted, guesses, strict=True):
+                sequence.drafts = (guess,)
+
+
+def _span(item: Work, count: int) -> Span:
+    return Span(item.start, count, item.sequence.blocks, item.sequence.slot)

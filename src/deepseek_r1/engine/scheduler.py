@@ -13,16 +13,26 @@ from deepseek_r1.engine.slots import SlotPool
 
 @dataclass(frozen=True)
 class Work:
-    """`count` tokens of a sequence from its position `start`; with `samples` the step yields its next token."""
+    """`count` tokens of a sequence from its position `start`; with `samples` the step yields its next token.
+
+    The last of them may be `drafts`: guesses of the tokens to come, to be verified by what the step samples.
+    """
 
     sequence: Sequence
     start: int
     count: int
+    drafts: tuple[int, ...] = ()
 
     @property
     def samples(self) -> bool:
-        """Whether the work reaches the sequence's last token."""
-        return self.start + self.count == len(self.sequence.tokens)
+        """Whether the work reaches the sequence's last token (as it was before the step)."""
+        return self.start + self.count - len(self.drafts) == len(self.sequence.tokens)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens to compute."""
+        known = self.start + self.count - len(self.drafts)
+        return [*self.sequence.tokens[self.start : known], *self.drafts]
 
 
 class Scheduler:
@@ -68,9 +78,13 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def computed(self, item: Work) -> None:
-        """Note that a step did this work: the blocks it filled go into the prefix cache."""
+        """Note that a step did this work, after its tokens were taken: full blocks go into the prefix cache.
+
+        What was computed behind a wrong guess doesn't count, and is written over later.
+        """
         sequence, size = item.sequence, self.pool.block_size
-        before, sequence.computed = sequence.computed // size, item.start + item.count
+        before = sequence.computed // size
+        sequence.computed = min(item.start + item.count, len(sequence.tokens) - 1)
         if not self.share_prefixes:
             return
         after = sequence.computed // size
@@ -78,8 +92,12 @@ class Scheduler:
             self.pool.publish(block, key)
 
     def _continue(self, sequence: Sequence, budget: int, work: list[Work]) -> int:
-        count = min(budget, len(sequence.tokens) - sequence.computed)
-        missing = -(-(sequence.computed + count) // self.pool.block_size) - len(sequence.blocks)
+        known = len(sequence.tokens) - sequence.computed
+        count = min(budget, known)
+        drafts = sequence.drafts[: budget - count] if count == known else ()
+        missing = self._missing(sequence, count + len(drafts))
+        if drafts and missing > self.pool.available:  # a guess isn't worth another request's blocks
+            drafts, missing = (), self._missing(sequence, count)
         while missing > self.pool.available:
             # The latest arrival gives way: the oldest always runs to its end, so that no two can starve each other.
             latest = self.running[-1]
@@ -87,8 +105,12 @@ class Scheduler:
             if latest is sequence:
                 return 0
         sequence.blocks += self.pool.allocate(max(0, missing))
-        work.append(Work(sequence, sequence.computed, count))
-        return count
+        work.append(Work(sequence, sequence.computed, count + len(drafts), drafts))
+        return count + len(drafts)
+
+    def _missing(self, sequence: Sequence, count: int) -> int:
+        """How many more blocks the sequence needs to compute `count` more tokens."""
+        return -(-(sequence.computed + count) // self.pool.block_size) - len(sequence.blocks)
 
     def _admit(self) -> Sequence | None:
         """Start the first waiting sequence whose whole prompt finds blocks."""
@@ -135,4 +157,5 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.slot = -1
         sequence.blocks = []
+        sequence.drafts = ()
         sequence.computed = 0

@@ -16,8 +16,8 @@ class Sequence:
     """One choice of one request.
 
     `tokens` are prompt and output; the keys and values of the first `computed` of them stand in `blocks`, rings and
-    states in `slot` (-1 while it waits). What was emitted before a resume is replayed through the same rules, so a
-    resumed request is in the state it would be in.
+    states in `slot` (-1 while it waits). `drafts` are guesses of the tokens to come. What was emitted before a resume
+    is replayed through the same rules, so a resumed request is in the state it would be in.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Sequence:
         self.tokens = list(request.prompt_ids)
         self.blocks: list[int] = []
         self.slot = -1
+        self.drafts: tuple[int, ...] = ()
         self.computed = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -63,6 +64,11 @@ class Sequence:
     def forced_token(self) -> int | None:
         """The token that has to come next whatever the model says, or None."""
         return self._forced[0] if self._forced else None
+
+    @property
+    def room_for_drafts(self) -> int:
+        """How many tokens may still come after the next one."""
+        return 0 if self.finish_reason else self.sampling.max_tokens - len(self.output_ids) - 1
 
     def hashes(self, count: int) -> list[bytes]:
         """Chained hashes of the first `count` full blocks."""

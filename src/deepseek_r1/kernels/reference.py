@@ -38,7 +38,16 @@ def head_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def expert_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """torch's grouped product: one call, however many experts there are."""
+    """torch's grouped product: one call, whose time grows with the experts that have rows (docs/LOG.md).
+
+    It wants rows of whole 16 bytes; of other widths, which no published model has, padded copies are made.
+    """
+    columns, inner = weight.shape[1:]
+    unit = 16 // weight.element_size()
+    if columns % unit or inner % unit:
+        x = F.pad(x, (0, -inner % unit))
+        weight = F.pad(weight, (0, -inner % unit, 0, -columns % unit))
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)[:, :columns]
     return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
 

@@ -1,7 +1,8 @@
 """Layers of the decoder: linear, norm, rope, MLP, experts, attention and the contexts attention runs in."""
 
 from deepseek_r1.layers.attention import Attention
-from deepseek_r1.layers.context import AttentionContext, KVLayout, Packed
+from deepseek_r1.layers.context import AttentionContext, KVLayout, Packed, StateLayout
+from deepseek_r1.layers.gated_delta import GatedDelta
 from deepseek_r1.layers.latent import HeadLinear, LatentAttention
 from deepseek_r1.layers.linear import Linear, LinearGroup
 from deepseek_r1.layers.mlp import GatedMLP
@@ -13,6 +14,7 @@ __all__ = [
     "Attention",
     "AttentionContext",
     "Experts",
+    "GatedDelta",
     "GatedMLP",
     "HeadLinear",
     "KVLayout",
@@ -24,4 +26,5 @@ __all__ = [
     "RMSNorm",
     "RotaryEmbedding",
     "Router",
+    "StateLayout",
 ]

@@ -41,14 +41,17 @@ class Router(nn.Module):
         logits = ops.linear(x, self.weight)
         return logits.sigmoid() if self.score == "sigmoid" else logits.softmax(-1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (T, dim) -> weights (T, active) and expert ids (T, active), ascending."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, dim) -> weights (T, active), expert ids (T, active), ascending, and the scores (T, experts).
+
+        Nothing that follows needs the scores: they are for `balance.observe_routing`, whose hooks see what is returned.
+        """
         scores = self.scores(x)
         chosen = ops.route(scores, self.bias, self.active, groups=self.groups, active_groups=self.active_groups)
         weights = scores.gather(1, chosen)
         if self.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * self.scale, chosen
+        return weights * self.scale, chosen, scores
 
 
 class ExpertLinear(nn.Module):
@@ -97,7 +100,7 @@ class Experts(nn.Module):
         out = self.down_proj(ops.gated(self.activation, gate, up), ends).float()
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
         parts = out[back].view(tokens, active, -1) * weights.unsqueeze(-1)
-        total = parts[:, 0]
+        total: Tensor = parts[:, 0]
         for slot in range(1, active):
             total = total + parts[:, slot]
         return total
@@ -121,7 +124,7 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (T, dim) -> (T, dim)."""
-        weights, chosen = self.router(x)
+        weights, chosen, _ = self.router(x)
         counts = torch.bincount(chosen.reshape(-1), minlength=len(self.expert_tokens))
         self.expert_tokens += counts
         out: Tensor = self.experts(x, weights, chosen, counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from deepseek_r1.layers import (
     Attention,
     AttentionContext,
     Experts,
+    GatedDelta,
     GatedMLP,
     KVLayout,
     LatentAttention,
@@ -24,19 +27,25 @@ from deepseek_r1.models.config import ModelConfig, MoEConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def kv_layout(config: ModelConfig, precision: DeepSeekConfig) -> KVLayout:
-    """What a layer of this model caches per token."""
+def kv_layout(config: ModelConfig, precision: DeepSeekConfig, layer: int) -> KVLayout:
+    """What this layer caches per token: keys and values, or a latent; for good, or in a ring."""
     dtype = DTYPES[precision.dtype_of("kv_cache")]
     if config.mla is not None:
         rank = config.mla.kv_rank
-        return KVLayout(1, rank + config.mla.rope_dim, rank, dtype, shared=True)
-    return KVLayout(config.kv_heads, config.head_dim, config.head_dim, dtype)
+        layout = KVLayout(1, rank + config.mla.rope_dim, rank, dtype, shared=True)
+    else:
+        layout = KVLayout(config.kv_heads, config.head_dim, config.head_dim, dtype)
+    if config.ring is not None and config.mixer(layer) == "ring":
+        return replace(layout, window=config.ring.window, global_every=config.ring.global_every)
+    return layout
 
 
 class Block(nn.Module):
     """Attention and MLP, each added to the residual stream, with norms before them, after them, or both."""
 
-    def __init__(self, index: int, config: ModelConfig, precision: DeepSeekConfig, layout: KVLayout) -> None:
+    attention: Attention | LatentAttention | GatedDelta
+
+    def __init__(self, index: int, config: ModelConfig, precision: DeepSeekConfig) -> None:
         super().__init__()
 
         def norm(*places: str) -> RMSNorm | None:
@@ -49,7 +58,7 @@ class Block(nn.Module):
         self.mlp_norm = norm("pre", "sandwich")
         self.mlp_post_norm = norm("post", "sandwich")
         self.residual_scale = config.residual_scale
-        self.attention = _attention(index, config, precision, layout)
+        self.attention = _attention(index, config, precision)
         self.mlp = _mlp(index, config, precision)
 
     def forward(self, x: Tensor, rotary: Rotary | None, ctx: AttentionContext) -> Tensor:
@@ -73,14 +82,14 @@ class PredictionModule(nn.Module):
     It joins the model's hidden state of a position with the embedding of the token after it, and runs one more layer.
     """
 
-    def __init__(self, index: int, config: ModelConfig, precision: DeepSeekConfig, layout: KVLayout) -> None:
+    def __init__(self, index: int, config: ModelConfig, precision: DeepSeekConfig) -> None:
         super().__init__()
         norm = DTYPES[precision.dtype_of("norm")]
         self.embedding_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=norm)
         self.hidden_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=norm)
         linear = DTYPES[precision.dtype_of("linear")]
         self.project = Linear(2 * config.hidden_size, config.hidden_size, dtype=linear)
-        self.block = Block(index, config, precision, layout)
+        self.block = Block(index, config, precision)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=norm)
 
     def forward(self, hidden: Tensor, embedded: Tensor, rotary: Rotary | None, ctx: AttentionContext) -> Tensor:
@@ -90,12 +99,25 @@ class PredictionModule(nn.Module):
         return self.norm(self.block(x, rotary, ctx))  # type: ignore[no-any-return]
 
 
-def _attention(index: int, config: ModelConfig, precision: DeepSeekConfig, layout: KVLayout) -> nn.Module:
-    dtypes = {
-        "linear_dtype": DTYPES[precision.dtype_of("linear")],
-        "norm_dtype": DTYPES[precision.dtype_of("norm")],
-        "compute_dtype": DTYPES[precision.dtype_of("attention")],
-    }
+def _attention(index: int, config: ModelConfig, precision: DeepSeekConfig) -> Attention | LatentAttention | GatedDelta:
+    linear, norm = DTYPES[precision.dtype_of("linear")], DTYPES[precision.dtype_of("norm")]
+    if config.delta is not None and config.mixer(index) == "delta":
+        return GatedDelta(
+            index,
+            dim=config.hidden_size,
+            key_heads=config.delta.key_heads,
+            value_heads=config.delta.value_heads,
+            key_dim=config.delta.key_dim,
+            value_dim=config.delta.value_dim,
+            conv_kernel=config.delta.conv_kernel,
+            norm_eps=config.norm_eps,
+            linear_dtype=linear,
+            norm_dtype=norm,
+            activation_dtype=DTYPES[precision.dtype_of("activation")],
+        )
+    layout = kv_layout(config, precision, index)
+    compute = DTYPES[precision.dtype_of("attention")]
+    dtypes = {"linear_dtype": linear, "norm_dtype": norm, "compute_dtype": compute}
     scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
     mla = config.mla
     if mla is not None:
@@ -126,7 +148,7 @@ def _attention(index: int, config: ModelConfig, precision: DeepSeekConfig, layou
         qk_norm=config.qk_norm,
         norm_eps=config.norm_eps,
         scale=scale,
-        window=config.windows[index],
+        window=config.windows[index] if index < config.layers else None,
         **dtypes,
     )
 

@@ -70,14 +70,38 @@ class MoEConfig:
 
 
 @dataclass(frozen=True)
+class DeltaConfig:
+    """Gated-delta linear attention (Yang et al. 2024): heads and widths of its state, taps of its convolution."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_kernel: int = 4
+
+
+@dataclass(frozen=True)
+class RingConfig:
+    """A sliding window and global tokens: what `window` tokens back is given up but for one in `global_every`."""
+
+    window: int = 512
+    global_every: int | None = 64
+
+
+MIXERS = ("attention", "ring", "delta")
+"""What may mix tokens in a layer: attention over everything (or over `windows`), a ring, or the gated delta rule."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape of a decoder, and the options in which families differ.
 
     `windows` holds each layer's attention window, None for full attention. `layer_ropes` holds each layer's index into
     `ropes`, None for a layer without rope. `norms` says where a layer's norms stand: before attention and MLP ("pre"),
     after them ("post"), or both ("sandwich"). `qk_norm` is "head" (a norm on each head of q and k), "full" (one over
-    all heads) or None. `attention_scale` multiplies the scores (None: head_dim ** -0.5). `mtp_layers` counts the
-    multi-token prediction modules behind the last layer.
+    all heads) or None. `attention_scale` multiplies the scores (None: head_dim ** -0.5). `mixers` names each
+    layer's way to mix tokens (see `MIXERS`; empty: attention in all). `mtp_layers` counts the multi-token prediction
+    modules behind the last layer.
     """
 
     family: str
@@ -107,6 +131,13 @@ class ModelConfig:
     mla: MLAConfig | None = None
     moe: MoEConfig | None = None
     mtp_layers: int = 0
+    mixers: tuple[str, ...] = ()
+    ring: RingConfig | None = None
+    delta: DeltaConfig | None = None
+
+    def mixer(self, layer: int) -> str:
+        """What mixes tokens in this layer; prediction modules behind the last layer have attention."""
+        return self.mixers[layer] if layer < len(self.mixers) else "attention"
 
     def has_experts(self, layer: int) -> bool:
         """Whether this layer's MLP is a mixture of experts; prediction modules behind the last layer are as it is."""
@@ -158,6 +189,41 @@ class Fields:
             if isinstance(item, bool) or not isinstance(item, int | float) or not 0 < item <= 1e12:
                 raise self._bad(key, f"holds {item!r}, not a positive number")
         return tuple(map(float, value))
+
+    def items(self, key: str, count: int, default: Any) -> list[Any]:
+        """The list of `count` items under `key`; `default` repeated where there is none."""
+        value = self.values.get(self.prefix + key)
+        if value is None:
+            return [default] * count
+        if not isinstance(value, list | tuple) or len(value) != count:
+            raise self._bad(key, f"is not a list of {count} items")
+        return list(value)
+
+    def choices(self, key: str, allowed: tuple[Any, ...], count: int, default: Any = None) -> list[Any]:
+        """The list of `count` items under `key`, each one of `allowed`."""
+        values = self.items(key, count, default)
+        for value in values:
+            if not any(value is other or (type(value) is type(other) and value == other) for other in allowed):
+                raise self._bad(key, f"holds {value!r}, none of {', '.join(map(repr, allowed))}")
+        return values
+
+    def choice(self, key: str, allowed: tuple[Any, ...]) -> Any:
+        """The value under `key`, one of `allowed`; the first of them where there is none."""
+        value = self.values.get(self.prefix + key)
+        if value is None:
+            return allowed[0]
+        if value not in allowed:
+            raise self._bad(key, f"is {value!r}, none of {', '.join(map(repr, allowed))}")
+        return value
+
+    def sections(self, key: str, most: int = 16) -> list[Fields]:
+        """The list of 1 to `most` objects under `key`."""
+        value = self.values.get(self.prefix + key)
+        if not isinstance(value, list | tuple) or not 1 <= len(value) <= most:
+            raise self._bad(key, f"is not a list of 1 to {most} objects")
+        if not all(isinstance(item, dict) for item in value):
+            raise self._bad(key, "holds something that is no object")
+        return [Fields(self.path, item) for item in value]
 
     def boolean(self, key: str, default: bool) -> bool:
         """The truth value under `key`."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from deepseek_r1.config.precision import DeepSeekConfig
 from deepseek_r1.kernels import ops
-from deepseek_r1.layers import AttentionContext, Linear, RMSNorm, RotaryEmbedding
+from deepseek_r1.layers import AttentionContext, Linear, MoE, RMSNorm, RotaryEmbedding
 from deepseek_r1.layers.rope import Rotary
-from deepseek_r1.models.block import DTYPES, Block, PredictionModule, kv_layout
+from deepseek_r1.models.block import DTYPES, Block, PredictionModule
 from deepseek_r1.models.config import ModelConfig, RopeConfig
 
 
@@ -30,7 +30,7 @@ class Embedding(nn.Module):
 class Decoder(nn.Module):
     """A causal language model over flat batches of tokens; where keys and values live is the context's affair.
 
-    `layouts` are what its layers cache per token, the prediction modules' behind the others.
+    `layouts` are what its layers cache, the prediction modules' behind the others.
     """
 
     def __init__(self, config: ModelConfig, precision: DeepSeekConfig) -> None:
@@ -38,15 +38,14 @@ class Decoder(nn.Module):
         self.config = config
         self.precision = precision
         count = config.layers + config.mtp_layers
-        self.layouts = [kv_layout(config, precision) for _ in range(count)]
         self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=DTYPES[precision.dtype_of("embedding")])
         self.rotaries = nn.ModuleList(_rotary(rope, precision) for rope in config.ropes)
-        self.layers = nn.ModuleList(Block(i, config, precision, self.layouts[i]) for i in range(config.layers))
+        self.layers = nn.ModuleList(Block(i, config, precision) for i in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=DTYPES[precision.dtype_of("norm")])
         self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=DTYPES[precision.dtype_of("lm_head")])
-        self.mtp = nn.ModuleList(
-            PredictionModule(i, config, precision, self.layouts[i]) for i in range(config.layers, count)
-        )
+        self.mtp = nn.ModuleList(PredictionModule(i, config, precision) for i in range(config.layers, count))
+        blocks = [*self.layers, *(module.block for module in self.mtp)]
+        self.layouts = [block.attention.layout for block in blocks]
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -81,6 +80,10 @@ class Decoder(nn.Module):
         """Hidden states (T, hidden) -> float32 logits (T, vocabulary)."""
         logits: Tensor = self.lm_head(hidden).float()
         return logits if self.config.logits_scale == 1.0 else logits * self.config.logits_scale
+
+    def expert_tokens(self) -> dict[int, Tensor]:
+        """How many tokens each expert has had, (experts,) int64 by layer; layers without experts are left out."""
+        return {i: layer.mlp.expert_tokens for i, layer in enumerate(self.layers) if isinstance(layer.mlp, MoE)}
 
     def _embed(self, ids: Tensor) -> Tensor:
         x: Tensor = self.embedding(ids)

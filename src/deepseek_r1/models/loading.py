@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from os import PathLike
 
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 
 from deepseek_r1.config.precision import DeepSeekConfig
 from deepseek_r1.core.errors import CheckpointError
+from deepseek_r1.models.block import DTYPES
 from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.config import ModelConfig
-from deepseek_r1.models.block import DTYPES
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.families.base import Weight, stored_shape
 from deepseek_r1.models.registry import read_config, read_family
@@ -46,18 +45,6 @@ def load_decoder(path: str | PathLike[str], precision: DeepSeekConfig, *, pack: 
         if pack:
             pack_linears(decoder)
     return decoder.eval()
-
-
-def weights_bytes(config: ModelConfig, precision: DeepSeekConfig) -> int:
-    """Bytes that a loaded, packed decoder of this shape takes, from its header alone."""
-    size = {name: DTYPES[precision.dtype_of(name)].itemsize for name in ("embedding", "linear", "norm", "lm_head")}
-    total = 0
-    for name, shape in parameter_shapes(config).items():
-        kind = "embedding" if name == "embedding.weight" else "lm_head" if name == "lm_head.weight" else "linear"
-        kind = "norm" if "norm." in name else kind
-        total += math.prod(shape) * (4 if ".router." in name else size[kind])
-    # A tied table stands twice: plain for lookups, packed for the output layer.
-    return total + config.tie_embeddings * config.vocab_size * config.hidden_size * size["lm_head"]
 
 
 def _fill_layers(decoder: Decoder, checkpoint: Checkpoint, shapes: Shapes, weights: list[Weight], pack: bool) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import re
+import time
 from pathlib import Path
 
 from deepseek_r1.core.environment import hub_cache_dir
@@ -22,7 +24,10 @@ COMPANION_FILES = ("config.json", "generation_config.json", "tokenizer*.json", "
                    "*.jinja", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 """What a model directory needs besides its weights, and nothing that could carry code."""
 
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", *COMPANION_FILES]
+REPORT_SECONDS = 5.0
+"""Time between two lines in the log about a model that is being fetched."""
+
+log = logging.getLogger(__name__)
 
 
 def embedded_path() -> Path | None:
@@ -92,31 +97,14 @@ def _cached(model: str) -> Path | None:
 
 
 def _download(model: str) -> Path:
-    from httpx2 import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from deepseek_r1.models.pull import pull  # it reads what hub ids look like from here
 
-    try:
-        for local in (True, False):
-            try:
-                folder = Path(snapshot_download(model, allow_patterns=_HUB_FILES, local_files_only=local))
-            except LocalEntryNotFoundError:
-                if not local:
-                    raise
-                continue
-            if any(file.suffix in (".safetensors", ".gguf") for file in folder.iterdir()):
-                return folder
-    except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelNotFoundError(f"{model}: the hub answered: {reason}", remedy="check the name and HF_TOKEN") from None
-    except (OSError, HTTPError) as error:
-        # What the HTTP client says may quote the request, and with it the token.
-        reason = str(error).splitlines()[0] if isinstance(error, OSError) else type(error).__name__
-        raise ModelNotFoundError(
-            f"{model}: not on this machine, and the hub can't be reached: {reason}",
-            remedy="check the network or HF_ENDPOINT, or give the path of a downloaded model; "
-            f"`deepseek-r1 models pull {model}` goes on where a fetch was cut off",
-        ) from None
-    raise ModelNotFoundError(
-        f"{model}: the hub has no safetensors of it", remedy=f"`deepseek-r1 models pull {model}` fetches a GGUF file"
-    )
+    said = time.monotonic()
+
+    def report(event: str, name: str, done: int, total: int) -> None:
+        nonlocal said
+        if done == total or time.monotonic() - said >= REPORT_SECONDS:
+            said = time.monotonic()
+            log.info("%s %s of %s: %.1f of %.1f MB", event, name, model, done / 1e6, total / 1e6)
+
+    return pull(model, report=report).path

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from deepseek_r1.core.errors import CheckpointError, UnsupportedError
 from deepseek_r1.core.registry import Registry
@@ -13,7 +18,7 @@ from deepseek_r1.models.families.rope_fields import with_divisors
 from deepseek_r1.models.shapes import parameter_shapes
 
 _SAME_NAME = "llama mistral mixtral qwen2 qwen3 qwen3_moe deepseek_v2 deepseek_v3".split()
-_SAME_NAME += "phi3 olmo2 granite smollm3 glm4".split()
+_SAME_NAME += "phi3 olmo2 granite smollm3 glm4 deepseek_r1".split()
 
 FAMILIES = Registry(
     "model architecture",
@@ -21,8 +26,10 @@ FAMILIES = Registry(
     | {"gemma3_text": "deepseek_r1.models.families.gemma3:FAMILY"},
 )
 
-# GGUF's names of architectures, where they differ.
-_GGUF_NAMES = {"qwen3moe": "qwen3_moe"}
+# GGUF's names of architectures, where they differ from ours; see `_gguf_name` for those that two families share.
+_GGUF_NAMES = {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}
+
+_MAX_VALUES = 1 << 12  # of an array among an architecture's keys: the most layers that are read
 
 
 def read_family(checkpoint: Checkpoint) -> Family:
@@ -31,8 +38,20 @@ def read_family(checkpoint: Checkpoint) -> Family:
     name = checkpoint.metadata.get(key)
     if not isinstance(name, str):
         raise CheckpointError(checkpoint.path, key, "is missing", remedy="the file does not name its architecture")
-    family: Family = FAMILIES.load(_GGUF_NAMES.get(name, name) if checkpoint.format == "gguf" else name)
-    return family
+    gguf = checkpoint.format == "gguf"
+    family: Family = FAMILIES.load(_gguf_name(name, checkpoint.metadata) if gguf else name)
+    return family.for_file(checkpoint.tensors) if gguf else family
+
+
+def _gguf_name(architecture: str, metadata: Mapping[str, Any]) -> str:
+    """The family of a GGUF architecture: Mixtral is a "llama" with experts, V2 and V3 are both a "deepseek2"."""
+    if architecture == "llama":
+        experts = metadata.get("llama.expert_count")
+        return "mixtral" if isinstance(experts, int) and experts > 0 else "llama"
+    if architecture == "deepseek2":
+        scores = metadata.get("deepseek2.expert_gating_func")
+        return "deepseek_v3" if isinstance(scores, int) and scores == 2 else "deepseek_v2"
+    return _GGUF_NAMES.get(architecture, architecture)
 
 
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -43,7 +62,10 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
         config = family.from_hf(Fields(checkpoint.path, checkpoint.metadata))
     else:
         config = _gguf_config(checkpoint, family, tensors)
-    return _check_weights(checkpoint, family, config)
+    config = _check_weights(checkpoint, family, config)
+    if checkpoint.format == "gguf":
+        _refuse_unread(checkpoint, family, config)
+    return config
 
 
 def _gguf_config(checkpoint: Checkpoint, family: Family, tensors: set[str]) -> ModelConfig:
@@ -53,17 +75,48 @@ def _gguf_config(checkpoint: Checkpoint, family: Family, tensors: set[str]) -> M
             remedy="use the model's safetensors",
         )
     prefix = f"{checkpoint.metadata['general.architecture']}."
-    values = dict(checkpoint.metadata)
+    values = {
+        key: _plain(checkpoint, key, value) for key, value in checkpoint.metadata.items() if key.startswith(prefix)
+    }
     embedding = checkpoint.tensors.get("token_embd.weight")
     if values.get(f"{prefix}vocab_size") is None and embedding is not None:
         values[f"{prefix}vocab_size"] = embedding.shape[0]
     config = family.from_gguf(Fields(checkpoint.path, values, prefix), tensors)
-    if "rope_freqs.weight" in tensors:
-        divisors = tuple(checkpoint.read("rope_freqs.weight").tolist())
-        if len(divisors) != config.ropes[0].dim // 2 or not all(d > 0 for d in divisors):
-            raise CheckpointError(checkpoint.path, "rope_freqs.weight", "is not one divisor per frequency")
-        config = with_divisors(config, divisors)
+    for name in family.gguf_divisors[:1]:
+        if name in tensors:
+            config = with_divisors(config, _divisors(checkpoint, name, config.ropes[0].dim // 2))
     return config
+
+
+def _plain(checkpoint: Checkpoint, key: str, value: Any) -> Any:
+    """A header's value, arrays as lists: at most one number per layer."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.size > _MAX_VALUES:
+        raise CheckpointError(checkpoint.path, key, f"holds {value.size} values, at most {_MAX_VALUES} make sense")
+    return value.tolist()
+
+
+def _divisors(checkpoint: Checkpoint, name: str, count: int) -> tuple[float, ...]:
+    if checkpoint.tensors[name].shape == (count,):
+        divisors = tuple(checkpoint.read(name).tolist())
+        if all(0 < divisor < math.inf for divisor in divisors):
+            return divisors
+    raise CheckpointError(checkpoint.path, name, "is not one positive divisor per frequency")
+
+
+def _refuse_unread(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> None:
+    """Every tensor of a GGUF file has its place: one that is left over would have changed what the model computes."""
+    experts = 0 if config.moe is None else config.moe.experts
+    read = set(family.gguf_divisors)
+    for weight in family.weights("gguf", config, parameter_shapes(config)):
+        read.update(weight.names(experts))
+    for name in checkpoint.tensors:
+        if name not in read:
+            raise UnsupportedError(
+                f"{checkpoint.path}: {name}: {family.name!r} has no place for this tensor",
+                remedy="use the model's safetensors, or convert the model again with a current converter",
+            )
 
 
 def _check_weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> ModelConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from deepseek_r1.models.config import MLAConfig, ModelConfig, MoEConfig
+from deepseek_r1.models.config import DeltaConfig, MLAConfig, ModelConfig, MoEConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -59,7 +59,10 @@ def _layer(config: ModelConfig, layer: int, prefix: str) -> Shapes:
     places = {"pre": ("norm",), "post": ("post_norm",), "sandwich": ("norm", "post_norm")}[config.norms]
     for part in ("attention", "mlp"):
         shapes |= {f"{prefix}.{part}_{place}.weight": (hidden,) for place in places}
-    attention = _attention(config) if config.mla is None else _latent_attention(config, config.mla)
+    if config.delta is not None and config.mixer(layer) == "delta":
+        attention = _delta(config, config.delta)
+    else:
+        attention = _attention(config) if config.mla is None else _latent_attention(config, config.mla)
     shapes |= {f"{prefix}.attention.{name}": shape for name, shape in attention.items()}
     if config.moe is not None and config.has_experts(layer):
         shapes |= {f"{prefix}.mlp.{name}": shape for name, shape in _experts(config, config.moe).items()}
@@ -103,6 +106,18 @@ def _latent_attention(config: ModelConfig, mla: MLAConfig) -> Shapes:
         shapes |= {name.replace("weight", "bias"): (shapes[name][0],) for name in list(shapes) if "_a_proj" in name}
     if config.output_bias:
         shapes["o_proj.bias"] = (hidden,)
+    return shapes
+
+
+def _delta(config: ModelConfig, delta: DeltaConfig) -> Shapes:
+    hidden = config.hidden_size
+    keys, values = delta.key_heads * delta.key_dim, delta.value_heads * delta.value_dim
+    widths = {"q": keys, "k": keys, "v": values, "gate": values, "beta": delta.value_heads, "decay": delta.value_heads}
+    shapes: Shapes = {f"inputs.{name}_proj.weight": (width, hidden) for name, width in widths.items()}
+    shapes["conv_weight"] = (2 * keys + values, delta.conv_kernel)
+    shapes |= {name: (delta.value_heads,) for name in ("A_log", "dt_bias")}
+    shapes["norm.weight"] = (delta.value_dim,)
+    shapes["o_proj.weight"] = (hidden, values)
     return shapes
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from deepseek_r1.engine.request import EngineStats
+from deepseek_r1.engine.request import EngineStats, ExpertLoad
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 UTILISATION_SECONDS = 10.0
@@ -136,12 +136,21 @@ class ServerMetrics:
         self._restarts = Counter(
             "deepseek_r1_engine_restarts", "Times the engine process was started again", registry=self.registry
         )
+        self._expert_utilisation, self._expert_busiest = (
+            Gauge(f"deepseek_r1_expert_{name}", words, ["layer"], registry=self.registry)
+            for name, words in {
+                "utilization": "Normalised entropy of the loads of a layer's experts since the start (1: even)",
+                "busiest": "Load of a layer's busiest expert since the start, as a multiple of the mean",
+            }.items()
+        )
         self._totals = {
             name: Counter(f"deepseek_r1_{name}", words, registry=self.registry)
             for name, words in {
                 "prompt_tokens": "Prompt tokens computed (those found in the prefix cache are not)",
                 "prefix_hit_tokens": "Prompt tokens found in the prefix cache",
                 "generated_tokens": "Tokens generated",
+                "draft_tokens": "Tokens guessed ahead (--speculative)",
+                "accepted_tokens": "Guesses that were right: tokens that cost no step of their own",
                 "preemptions": "Choices set back for want of KV blocks and computed again",
                 "steps": "Steps of the engine",
             }.items()
@@ -172,6 +181,12 @@ class ServerMetrics:
     def round_trip(self, seconds: float) -> None:
         """A ping came back."""
         self._pings.append(seconds)
+
+    def experts(self, loads: list[ExpertLoad]) -> None:
+        """How evenly the experts were used, layer by layer."""
+        for load in loads:
+            self._expert_utilisation.labels(str(load.layer)).set(load.utilisation)
+            self._expert_busiest.labels(str(load.layer)).set(load.busiest)
 
     def engine_up(self, load_seconds: float, kv_blocks: int, *, restart: bool) -> None:
         """The engine is ready; its counters start at zero."""

@@ -205,6 +205,7 @@ async def _serve(
         memory_bytes=config.memory,
         max_concurrent=config.max_concurrent,
         parent_pid=os.getpid(),
+        speculative=config.speculative,
     )
     supervisor = Supervisor(settings, bridge, engine_command)
     bridge.attach(supervisor)

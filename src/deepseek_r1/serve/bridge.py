@@ -248,6 +248,7 @@ class Bridge:
                     choice.submission.fail(refusal(message))
             case Pong():
                 self.metrics.round_trip(time.monotonic() - message.sent_at)
+                self.metrics.experts(message.expert_load)
 
     def _take(self, output: TokenOutput, now: float) -> None:
         choice = self._choices.get(output.request_id)

@@ -21,7 +21,7 @@ import msgspec
 import zmq
 
 from deepseek_r1.core.errors import CapacityError, DeepSeekError, RequestError
-from deepseek_r1.engine.request import EngineStats, GenerateRequest, TokenOutput
+from deepseek_r1.engine.request import EngineStats, ExpertLoad, GenerateRequest, TokenOutput
 from deepseek_r1.serve.messages import (
     Cancel,
     EngineSettings,
@@ -56,6 +56,10 @@ class EngineLike(Protocol):
     @property
     def stats(self) -> EngineStats:
         """State after the last step."""
+
+    @property
+    def expert_load(self) -> list[ExpertLoad]:
+        """How evenly each layer's experts were used."""
 
     def set_vocabulary(self, token_bytes: list[bytes], eos_token_ids: tuple[int, ...]) -> None:
         """Take the table token id -> bytes."""
@@ -103,7 +107,7 @@ def receive(engine: EngineLike, socket: Socket) -> None:
             if not engine.has_work:  # no step will report the freed blocks
                 socket.send(encode(Outputs([], engine.stats)))
         case Ping():
-            socket.send(encode(Pong(message.sent_at)))
+            socket.send(encode(Pong(message.sent_at, engine.expert_load)))
         case Hello():
             engine.set_vocabulary(message.token_bytes, message.eos_token_ids)
 
@@ -164,6 +168,7 @@ def load_real_engine(settings: EngineSettings) -> EngineLike:
         precision=settings.precision,
         memory_bytes=settings.memory_bytes,
         max_concurrent=settings.max_concurrent,
+        speculative=settings.speculative,
         companion_pid=settings.parent_pid,  # its memory counts against the same budget
     )
 

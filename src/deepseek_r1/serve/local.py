@@ -83,9 +83,12 @@ class DeepSeekModel:
         config: DeepSeekConfig | None = None,
         memory: int | str | None = None,
         max_concurrent: int = 32,
+        speculative: bool = False,
         device_map: str = "auto",
     ) -> DeepSeekModel:
         """Load a model: a path, a hub id, or "default". `memory` (bytes, or "4GiB") bounds the process.
+
+        `speculative` lets the model's prediction module guess ahead, which changes no token.
 
         `precision` is short for `config=DeepSeekConfig(precision)`. Raises `DeepSeekError` with the remedy when the
         model isn't there, isn't supported, or doesn't fit.
@@ -96,7 +99,13 @@ class DeepSeekModel:
         config = config or parse_precision(precision or "fp32")
         located = locate_model(fspath(path))
         budget = parse_size(memory) if isinstance(memory, str) else memory
-        engine = load_engine(located, precision=config, memory_bytes=budget, max_concurrent=max_concurrent)
+        engine = load_engine(
+            located,
+            precision=config,
+            memory_bytes=budget,
+            max_concurrent=max_concurrent,
+            speculative=speculative,
+        )
         return cls(engine, load_tokenizer(located), config)
 
     def __enter__(self) -> DeepSeekModel:

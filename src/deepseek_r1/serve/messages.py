@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from deepseek_r1.engine.request import EngineStats, GenerateRequest, TokenOutput
+from deepseek_r1.engine.request import EngineStats, ExpertLoad, GenerateRequest, TokenOutput
 
 
 class Hello(msgspec.Struct, tag="hello"):
@@ -60,9 +60,10 @@ class Refused(msgspec.Struct, tag="refused"):
 
 
 class Pong(msgspec.Struct, tag="pong"):
-    """Answer to `Ping`."""
+    """Answer to `Ping`, with what changes too slowly to be sent after every step."""
 
     sent_at: float
+    expert_load: list[ExpertLoad] = []
 
 
 class Failed(msgspec.Struct, tag="failed"):
@@ -89,6 +90,7 @@ class EngineSettings(msgspec.Struct):
     memory_bytes: int | None
     max_concurrent: int
     parent_pid: int
+    speculative: bool = False
     options: dict[str, str] = {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,18 +47,32 @@ class Family:
     """An architecture: its configuration in both formats, and its two-way name tables.
 
     `to_hf` gives the fields of config.json that `from_hf` reads, and whatever else transformers needs to load it.
+    Without an `hf` table weights are stored under our own names.
+    `gguf_older` are names that older converters gave (see `for_file`). `gguf_divisors` are the tensors of rope's
+    frequency divisors: the first is read, the others need not be.
     """
 
     name: str
     from_hf: Callable[[Fields], ModelConfig]
     to_hf: Callable[[ModelConfig], dict[str, Any]]
-    hf: Table
+    hf: Table | None
     from_gguf: Callable[[Fields, set[str]], ModelConfig] | None = None
     gguf: Table = ()
+    gguf_older: Table = ()
+    gguf_divisors: tuple[str, ...] = ("rope_freqs.weight",)
+
+    def for_file(self, tensors: Collection[str]) -> Family:
+        """The family as a GGUF file of these `tensors` has it: with those of its older names that are among them."""
+        older = (entry for entry in self.gguf_older if entry.fill(0, 0).names(1)[0] in tensors)
+        return replace(self, gguf=changed(self.gguf, *older))
 
     def weights(self, format: str, config: ModelConfig, shapes: Shapes) -> Iterator[Weight]:
         """The entries that a model of these `shapes` has, layers filled in: those whose parameters exist."""
-        for weight in self.gguf if format == "gguf" else self.hf:
+        table = self.gguf if format == "gguf" else self.hf
+        if table is None:
+            yield from (Weight(name, (name,)) for name in shapes)
+            return
+        for weight in table:
             if "{i}" not in weight.ours[0]:
                 filled = [weight]
             else:

@@ -28,4 +28,20 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     return latent.to_hf(config, "DeepseekV2ForCausalLM", topk_method=method, scoring_func="softmax")
 
 
-FAMILY = Family("deepseek_v2", from_hf, to_hf, latent.HF)
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """DeepSeek-V2's GGUF header; the first files don't say that scores are by softmax."""
+    fields.expect("expert_gating_func", (0, 1))
+    fields.expect("expert_weights_norm", (False,))
+    return latent.gguf_config(fields, tensors, "deepseek_v2", normalise=False)
+
+
+FAMILY = Family(
+    "deepseek_v2",
+    from_hf,
+    to_hf,
+    latent.HF,
+    from_gguf,
+    latent.GGUF,
+    latent.GGUF_OLDER,
+    gguf_divisors=(),
+)

@@ -32,6 +32,8 @@ _MODULES: Table = (
     ),
 )
 
+_LONELY = "leaves fewer than two experts in a group, which is judged by its best two"
+
 
 def from_hf(fields: Fields) -> ModelConfig:
     """DeepSeek-V3's (and R1's) config.json."""
@@ -40,7 +42,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     normalise = fields.boolean("norm_topk_prob", True)
     moe = latent.hf_experts(fields, score="sigmoid", normalise=normalise, bias=True)
     if moe.groups > 1 and moe.experts // moe.groups < 2:
-        raise fields.fail("n_group", "leaves fewer than two experts in a group, which is judged by its best two")
+        raise fields.fail("n_group", _LONELY)
     modules = fields.integer("num_nextn_predict_layers", 0, least=0, most=16)
     return latent.hf_config(fields, "deepseek_v3", moe, mtp_layers=modules)
 
@@ -56,4 +58,24 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = Family("deepseek_v3", from_hf, to_hf, (*_LAYERS, *_MODULES))
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """DeepSeek-V3's (and R1's) GGUF header; its files leave out the prediction modules."""
+    fields.expect("expert_gating_func", (2,))
+    normalise = fields.boolean("expert_weights_norm", False)
+    config = latent.gguf_config(fields, tensors, "deepseek_v3", score="sigmoid", normalise=normalise, bias=True)
+    moe = config.moe
+    if moe is not None and moe.groups > 1 and moe.experts // moe.groups < 2:
+        raise fields.fail("expert_group_count", _LONELY)
+    return config
+
+
+FAMILY = Family(
+    "deepseek_v3",
+    from_hf,
+    to_hf,
+    (*_LAYERS, *_MODULES),
+    from_gguf,
+    (*latent.GGUF, Weight("blk.{i}.exp_probs_b.bias", ("layers.{i}.mlp.router.bias",))),
+    latent.GGUF_OLDER,
+    gguf_divisors=(),
+)

@@ -1,13 +1,14 @@
-"""Gemma 3 (text): local layers with their own rope, norms stored as 1 + w on both sides, tanh GELU, scaled embedding."""
+"""Gemma 3 (text): local layers with their own rope, norms before and after as 1 + w, tanh GELU, scaled embedding."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from deepseek_r1.models.config import Fields, ModelConfig
+from deepseek_r1.models.config import Fields, ModelConfig, RopeConfig
 from deepseek_r1.models.families import llama
 from deepseek_r1.models.families.base import Family, Weight
 from deepseek_r1.models.families.forms import PLUS_ONE
+from deepseek_r1.models.families.gguf_fields import gguf_head_dim, gguf_rope
 from deepseek_r1.models.families.rope_fields import hf_rope, layer_types, one_window, rope_parameters
 
 _NORMS = {
@@ -24,8 +25,12 @@ HF = (
     *(weight for weight in llama.HF if "norm" not in weight.stored),
     *(Weight(f"{theirs}.weight", (f"{ours}.weight",), PLUS_ONE) for ours, theirs in _NORMS.items()),
 )
+# GGUF files hold 1 + w, what multiplies.
+GGUF = (*llama.GGUF_HALVES, *llama.GGUF_QK_NORMS, *llama.GGUF_POST_NORMS)
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+LAYERS_27B = 62  # the one size whose query_pre_attn_scalar is not its head_dim; GGUF tells it by its layers alone
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -94,4 +99,49 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     return fields
 
 
-FAMILY = Family("gemma3_text", from_hf, to_hf, HF)
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """Gemma 3's GGUF header. Local layers' rope is never scaled, and what multiplies scores follows from the shape."""
+    head_dim = gguf_head_dim(fields)
+    fields.expect("rope.dimension_count", (head_dim,))
+    fields.expect("rope.scaling.type", ("none", "linear"))
+    fields.number("rope.freq_base")
+    ropes = (gguf_rope(fields, head_dim), RopeConfig(fields.number("rope.freq_base_swa", 10000.0), head_dim))
+    layers = fields.integer("block_count", most=1 << 12)
+    local = _gguf_local(fields, layers)
+    window = fields.integer("attention.sliding_window")
+    hidden = fields.integer("embedding_length", most=1 << 20)
+    scalar = head_dim
+    if layers == LAYERS_27B:
+        heads = fields.integer("attention.head_count", most=1 << 12)
+        fields.divides("embedding_length", hidden, heads)
+        scalar = hidden // heads
+    return llama.gguf_config(
+        fields,
+        tensors,
+        "gemma3_text",
+        reads=("attention.sliding_window", "attention.sliding_window_pattern"),
+        rope=ropes[0],
+        ropes=ropes,
+        layer_ropes=tuple(map(int, local)),
+        windows=tuple(window if one else None for one in local),
+        qk_norm="head",
+        norms="sandwich",
+        activation="gelu_tanh",
+        attention_scale=scalar**-0.5,
+        embedding_scale=hidden**0.5,
+    )
+
+
+def _gguf_local(fields: Fields, layers: int) -> list[bool]:
+    """Which layers are local: every sixth is not, unless the header names another period or lists them."""
+    key = "attention.sliding_window_pattern"
+    listed = fields.values.get(f"{fields.prefix}{key}")
+    if not isinstance(listed, list):
+        period = fields.integer(key, 6)
+        return [(layer + 1) % period != 0 for layer in range(layers)]
+    if len(listed) != layers or not all(isinstance(one, bool) for one in listed):
+        raise fields.fail(key, f"is not a list of {layers} truth values")
+    return listed
+
+
+FAMILY = Family("gemma3_text", from_hf, to_hf, HF, from_gguf, GGUF, gguf_divisors=())

@@ -6,6 +6,7 @@ from deepseek_r1.models.config import Fields, ModelConfig
 from deepseek_r1.models.families import llama
 from deepseek_r1.models.families.base import Family, Weight, changed, weight_and_bias
 from deepseek_r1.models.families.forms import PAIRED_KEYS, PAIRED_QUERIES
+from deepseek_r1.models.families.gguf_fields import gguf_head_dim, gguf_rope
 from deepseek_r1.models.families.phi3 import GATE_UP
 from deepseek_r1.models.families.rope_fields import hf_rope
 
@@ -22,6 +23,11 @@ HF = (
     Weight(f"{_LAYER}.post_mlp_layernorm.weight", ("layers.{i}.mlp_post_norm.weight",)),
 )
 
+GGUF = (
+    *changed(llama.GGUF, *weight_and_bias("blk.{i}.ffn_up", *GATE_UP)),
+    *llama.GGUF_POST_NORMS,
+)
+
 
 def from_hf(fields: Fields) -> ModelConfig:
     """GLM 4's config.json."""
@@ -30,4 +36,17 @@ def from_hf(fields: Fields) -> ModelConfig:
     return llama.hf_config(fields, "glm4", rope=rope, qkv_bias=bias, norms="sandwich")
 
 
-FAMILY = Family("glm4", from_hf, lambda config: llama.to_hf(config, "Glm4ForCausalLM", pad_token_id=None), HF)
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """GLM 4's GGUF header; its rotated rows stand in pairs, as in GLM's own files."""
+    rope = gguf_rope(fields, fields.integer("rope.dimension_count", most=gguf_head_dim(fields)))
+    return llama.gguf_config(fields, tensors, "glm4", reads=(), rope=rope, norms="sandwich")
+
+
+FAMILY = Family(
+    "glm4",
+    from_hf,
+    lambda config: llama.to_hf(config, "Glm4ForCausalLM", pad_token_id=None),
+    HF,
+    from_gguf,
+    GGUF,
+)

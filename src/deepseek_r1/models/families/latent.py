@@ -9,7 +9,8 @@ from deepseek_r1.models.config import Fields, MLAConfig, ModelConfig, MoEConfig,
 from deepseek_r1.models.families import llama
 from deepseek_r1.models.families.base import Table, Weight, weight_and_bias
 from deepseek_r1.models.families.forms import LATENT_UP, Paired
-from deepseek_r1.models.families.qwen3_moe import HF_EXPERTS
+from deepseek_r1.models.families.gguf_fields import gguf_rope
+from deepseek_r1.models.families.qwen3_moe import GGUF_EXPERTS, HF_EXPERTS
 from deepseek_r1.models.families.rope_fields import hf_rope, rope_parameters, yarn_mscale
 
 
@@ -40,6 +41,33 @@ HF: Table = (
     *(
         Weight(f"{_LAYER}.mlp.shared_experts.{name}.weight", (f"{_OURS}.mlp.shared.{place}{name}.weight",))
         for name, place in (("gate_proj", "gate_up."), ("up_proj", "gate_up."), ("down_proj", ""))
+    ),
+)
+
+GGUF: Table = (
+    *(weight for weight in llama.GGUF_HALVES if "attn_" not in weight.stored or "attn_norm" in weight.stored),
+    Weight("blk.{i}.attn_q.weight", (f"{_OURS}.attention.q_proj.weight",), _QUERIES),
+    Weight("blk.{i}.attn_q_a.weight", (f"{_OURS}.attention.q_a_proj.weight",)),
+    Weight("blk.{i}.attn_q_a_norm.weight", (f"{_OURS}.attention.q_a_norm.weight",)),
+    Weight("blk.{i}.attn_q_b.weight", (f"{_OURS}.attention.q_b_proj.weight",), _QUERIES),
+    Weight("blk.{i}.attn_kv_a_mqa.weight", (f"{_OURS}.attention.kv_a_proj.weight",), _LATENT),
+    Weight("blk.{i}.attn_kv_a_norm.weight", (f"{_OURS}.attention.kv_a_norm.weight",)),
+    Weight("blk.{i}.attn_k_b.weight", (f"{_OURS}.attention.k_up.weight",)),
+    Weight("blk.{i}.attn_v_b.weight", (f"{_OURS}.attention.v_up.weight",)),
+    Weight("blk.{i}.attn_output.weight", (f"{_OURS}.attention.o_proj.weight",)),
+    *GGUF_EXPERTS,
+    *(
+        Weight(f"blk.{{i}}.ffn_{name}_shexp.weight", (f"{_OURS}.mlp.shared.{place}{name}_proj.weight",))
+        for name, place in (("gate", "gate_up."), ("up", "gate_up."), ("down", ""))
+    ),
+)
+
+# Files from before attention worked on the latent itself keep kv_b_proj whole.
+GGUF_OLDER: Table = (
+    Weight(
+        "blk.{i}.attn_kv_b.weight",
+        (f"{_OURS}.attention.k_up.weight", f"{_OURS}.attention.v_up.weight"),
+        LATENT_UP,
     ),
 )
 
@@ -96,6 +124,100 @@ def hf_experts(fields: Fields, **options: Any) -> MoEConfig:
         hidden * fields.integer("n_shared_experts", 0, least=0, most=64),
         tuple(layer >= dense for layer in range(layers)),
         scale=fields.number("routed_scaling_factor", 1.0),
+        groups=groups,
+        active_groups=active_groups,
+    )
+    return replace(moe, **options)
+
+
+def gguf_config(fields: Fields, tensors: set[str], family: str, **options: Any) -> ModelConfig:
+    """The GGUF header that V2 and V3 share; `options` go to the experts.
+
+    Newer files describe the latent, as one key head, under the usual keys, and the heads under keys of their own.
+    """
+    heads = fields.integer("attention.head_count", most=1 << 12)
+    rank = fields.integer("attention.kv_lora_rank", most=1 << 16)
+    rotated = fields.integer("rope.dimension_count", most=1 << 12)
+    latent = "attention.key_length_mla" in fields
+    if latent:
+        fields.expect("attention.key_length", (rank + rotated,))
+        fields.expect("attention.value_length", (rank,))
+    fields.expect("attention.head_count_kv", (1,) if latent else (heads,))
+    key = "attention.key_length_mla" if latent else "attention.key_length"
+    width = fields.integer(key, most=1 << 13)
+    if width <= rotated:
+        raise fields.fail(key, f"{width} leaves nothing beside the {rotated} columns that rotate")
+    mla = MLAConfig(
+        fields.integer("attention.q_lora_rank", most=1 << 16) if "attention.q_lora_rank" in fields else None,
+        rank,
+        width - rotated,
+        rotated,
+        fields.integer("attention.value_length_mla" if latent else "attention.value_length", most=1 << 12),
+    )
+    rope = _gguf_rope(fields, rotated)
+    return llama.gguf_config(
+        fields,
+        tensors,
+        family,
+        reads=_GGUF_READS,
+        kv_heads=heads,
+        head_dim=width,
+        rope=rope,
+        attention_scale=_scale(mla, rope),
+        mla=mla,
+        moe=_gguf_experts(fields, **options),
+    )
+
+
+_GGUF_READS = (
+    "expert_count",
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_shared_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
+    "leading_dense_block_count",
+    "rope.scaling.yarn_log_multiplier",
+)
+
+
+def _gguf_rope(fields: Fields, dim: int) -> RopeConfig:
+    """DeepSeek's rope: with YaRN its temperature goes into the softmax scale alone.
+
+    GGUF keeps a tenth of mscale_all_dim, and takes mscale to be the same (as it is in all of DeepSeek's models).
+    """
+    rope = gguf_rope(fields, dim)
+    if rope.scaling != "yarn":
+        fields.expect("rope.scaling.factor", (0.0, 1.0))
+        return rope
+    all_dim = round(10 * fields.number("rope.scaling.yarn_log_multiplier"), 6)
+    return replace(rope, attention_factor=1.0, mscale_all_dim=all_dim)
+
+
+# The groups of DeepSeek's own models, by their number of experts: older files leave them out.
+_GROUPS = {160: (8, 3), 256: (8, 4)}
+
+
+def _gguf_experts(fields: Fields, **options: Any) -> MoEConfig | None:
+    """The experts of a GGUF header, None where every layer is dense."""
+    layers = fields.integer("block_count", most=1 << 12)
+    dense = fields.integer("leading_dense_block_count", 0, least=0, most=layers)
+    if dense == layers:
+        return None
+    experts = fields.integer("expert_count", most=1 << 12)
+    groups, active_groups = _GROUPS.get(experts, (1, 1))
+    if "expert_group_count" in fields:
+        groups = fields.integer("expert_group_count", most=experts)
+        active_groups = fields.integer("expert_group_used_count", most=groups)
+    fields.divides("expert_count", experts, groups)
+    hidden = fields.integer("expert_feed_forward_length", most=1 << 20)
+    moe = MoEConfig(
+        experts,
+        fields.integer("expert_used_count", most=active_groups * (experts // groups)),
+        hidden,
+        hidden * fields.integer("expert_shared_count", 0, least=0, most=64),
+        tuple(layer >= dense for layer in range(layers)),
+        scale=fields.number("expert_weights_scale", 1.0),
         groups=groups,
         active_groups=active_groups,
     )

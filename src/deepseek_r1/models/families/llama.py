@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
+from deepseek_r1.core.errors import UnsupportedError
 from deepseek_r1.models.config import Fields, ModelConfig, RopeConfig
 from deepseek_r1.models.families.base import Family, Table, Weight, changed, weight_and_bias
 from deepseek_r1.models.families.forms import PAIRED_KEYS, PAIRED_QUERIES
+from deepseek_r1.models.families.gguf_fields import gguf_head_dim, gguf_rope, refuse_options
 from deepseek_r1.models.families.rope_fields import hf_rope, rope_parameters
 
 _LINEARS = (
@@ -57,6 +58,12 @@ GGUF_QK_NORMS: Table = tuple(
     Weight(f"blk.{{i}}.attn_{x}_norm.weight", (f"layers.{{i}}.attention.{x}_norm.weight",)) for x in "qk"
 )
 
+# The norms after attention and MLP, likewise.
+GGUF_POST_NORMS: Table = (
+    Weight("blk.{i}.post_attention_norm.weight", ("layers.{i}.attention_post_norm.weight",)),
+    Weight("blk.{i}.post_ffw_norm.weight", ("layers.{i}.mlp_post_norm.weight",)),
+)
+
 
 def hf_config(fields: Fields, family: str = "llama", *, rope: RopeConfig | None = None, **options: Any) -> ModelConfig:
     """The fields that every Llama-like config.json has; `options` fill in or replace what the family has otherwise."""
@@ -97,7 +104,15 @@ def hf_head_dim(fields: Fields) -> int:
 
 
 def to_hf(config: ModelConfig, architecture: str, **extra: Any) -> dict[str, Any]:
-    """The config.json that `hf_config` and transformers read; `extra` is what the family adds."""
+    """The config.json that `hf_config` and transformers read; `extra` is what the family adds.
+
+    Raises `UnsupportedError` for frequency divisors of a GGUF file, which config.json has no place for.
+    """
+    if config.ropes[0].frequency_divisors is not None and "rope_parameters" not in extra:
+        raise UnsupportedError(
+            f"config.json has no place for the frequency divisors that this {config.family} model was read with",
+            remedy="start from the model's safetensors, whose config.json names the scaling they come from",
+        )
     head_dim = config.head_dim
     fields: dict[str, Any] = {
         "architectures": [architecture],
@@ -126,25 +141,31 @@ def llama_hf(fields: Fields) -> ModelConfig:
     return hf_config(fields, qkv_bias=bias, output_bias=bias, mlp_bias=mlp_bias)
 
 
-def gguf_config(fields: Fields, tensors: set[str], family: str = "llama", **options: Any) -> ModelConfig:
-    """A Llama-like GGUF header; biases and tied embeddings show in the tensor names."""
+def gguf_config(
+    fields: Fields,
+    tensors: set[str],
+    family: str = "llama",
+    *,
+    reads: tuple[str, ...] = ("attention.sliding_window",),
+    rope: RopeConfig | None = None,
+    **options: Any,
+) -> ModelConfig:
+    """A Llama-like GGUF header; biases and tied embeddings show in the tensor names.
+
+    `options` fill in or replace what the family has otherwise; `reads` are those keys that change the mathematics which
+    the family reads. Without a `rope` of the family's whole heads rotate.
+    """
+    refuse_options(fields, reads)
     heads = fields.integer("attention.head_count", most=1 << 12)
     layers = fields.integer("block_count", most=1 << 12)
     hidden = fields.integer("embedding_length", most=1 << 20)
     kv_heads = fields.integer("attention.head_count_kv", heads, most=1 << 12)
     fields.divides("attention.head_count", heads, kv_heads)
-    if "attention.key_length" not in fields:
-        fields.divides("embedding_length", hidden, heads)
-    head_dim = fields.integer("attention.key_length", hidden // heads, most=1 << 12)
-    fields.expect("attention.value_length", (head_dim,))
-    rotated = fields.integer("rope.dimension_count", head_dim, most=head_dim)
-    fields.expect("rope.scaling.type", ("none", "linear"))
-    if "moe" not in options:
-        fields.expect("expert_count", (0,))
+    head_dim = options["head_dim"] if "head_dim" in options else gguf_head_dim(fields)
+    if rope is None:
+        fields.expect("rope.dimension_count", (head_dim,))
+        rope = gguf_rope(fields, head_dim)
     window = fields.integer("attention.sliding_window", 0, least=0) or None
-    rope = RopeConfig(fields.number("rope.freq_base", 10000.0), rotated)
-    if fields.values.get(fields.prefix + "rope.scaling.type") == "linear":
-        rope = replace(rope, scaling="linear", factor=fields.number("rope.scaling.factor"))
     values: dict[str, Any] = dict(
         family=family,
         vocab_size=fields.integer("vocab_size"),

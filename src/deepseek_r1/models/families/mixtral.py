@@ -6,7 +6,8 @@ from typing import Any
 
 from deepseek_r1.models.config import Fields, ModelConfig, MoEConfig
 from deepseek_r1.models.families import llama
-from deepseek_r1.models.families.base import Family, Weight
+from deepseek_r1.models.families.base import Family, Table, Weight
+from deepseek_r1.models.families.qwen3_moe import GGUF_EXPERTS, gguf_config
 from deepseek_r1.models.families.rope_fields import hf_windows, one_window
 
 HF = (
@@ -19,6 +20,12 @@ HF = (
         )
         for theirs, ours in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
     ),
+)
+
+# The first converters stored every expert apart.
+GGUF_OLDER: Table = tuple(
+    Weight(f"blk.{{i}}.ffn_{name}.{{e}}.weight", (f"layers.{{i}}.mlp.experts.{name}_proj.weight",))
+    for name in ("gate", "up", "down")
 )
 
 
@@ -48,4 +55,9 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = Family("mixtral", from_hf, to_hf, HF)
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """Mixtral's GGUF header, which names the architecture "llama"."""
+    return gguf_config(fields, tensors, "mixtral")
+
+
+FAMILY = Family("mixtral", from_hf, to_hf, HF, from_gguf, (*llama.GGUF, *GGUF_EXPERTS), GGUF_OLDER)

@@ -13,6 +13,12 @@ HF = (
     Weight("model.layers.{i}.post_feedforward_layernorm.weight", ("layers.{i}.mlp_post_norm.weight",)),
 )
 
+GGUF = (
+    *(weight for weight in llama.GGUF_HALVES if "attn_norm" not in weight.stored and "ffn_norm" not in weight.stored),
+    *llama.GGUF_QK_NORMS,
+    *llama.GGUF_POST_NORMS,
+)
+
 
 def from_hf(fields: Fields) -> ModelConfig:
     """OLMo 2's config.json."""
@@ -20,4 +26,16 @@ def from_hf(fields: Fields) -> ModelConfig:
     return llama.hf_config(fields, "olmo2", qkv_bias=bias, output_bias=bias, qk_norm="full", norms="post")
 
 
-FAMILY = Family("olmo2", from_hf, lambda config: llama.to_hf(config, "Olmo2ForCausalLM", pad_token_id=None), HF)
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """OLMo 2's GGUF header; OLMo 3 shares the name and has windows, which are refused."""
+    return llama.gguf_config(fields, tensors, "olmo2", reads=(), qk_norm="full", norms="post")
+
+
+FAMILY = Family(
+    "olmo2",
+    from_hf,
+    lambda config: llama.to_hf(config, "Olmo2ForCausalLM", pad_token_id=None),
+    HF,
+    from_gguf,
+    GGUF,
+)

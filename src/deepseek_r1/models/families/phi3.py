@@ -6,9 +6,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from deepseek_r1.models.config import Fields, ModelConfig
+from deepseek_r1.models.config import Fields, ModelConfig, RopeConfig
 from deepseek_r1.models.families import llama
 from deepseek_r1.models.families.base import Family, changed, weight_and_bias
+from deepseek_r1.models.families.gguf_fields import gguf_head_dim
 from deepseek_r1.models.families.rope_fields import hf_rope, hf_windows, one_window, rope_parameters
 
 QKV = tuple(f"layers.{{i}}.attention.qkv.{name}" for name in ("q_proj", "k_proj", "v_proj"))
@@ -19,6 +20,13 @@ HF = changed(
     *weight_and_bias("model.layers.{i}.self_attn.qkv_proj", *QKV),
     *weight_and_bias("model.layers.{i}.mlp.gate_up_proj", *GATE_UP),
 )
+
+GGUF = changed(
+    llama.GGUF_HALVES,
+    *weight_and_bias("blk.{i}.attn_qkv", *QKV),
+    *weight_and_bias("blk.{i}.ffn_up", *GATE_UP),
+)
+GGUF_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 
 
 def from_hf(fields: Fields) -> ModelConfig:
@@ -61,4 +69,26 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     return llama.to_hf(config, "Phi3ForCausalLM", rope_parameters=parameters, **extra)
 
 
-FAMILY = Family("phi3", from_hf, to_hf, HF)
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """Phi 3's GGUF header. The context ends where the short factors do, as in `from_hf`; they come as a tensor."""
+    fields.expect("rope.scaling.type", ("none", "longrope"))
+    fields.expect("rope.scaling.factor", (0.0, 1.0))
+    dim = fields.integer("rope.dimension_count", most=gguf_head_dim(fields))
+    fields.expect("rope.dimension_count_swa", (dim,))
+    fields.divides("rope.dimension_count", dim, 2)
+    rope = RopeConfig(fields.number("rope.freq_base", 10000.0), dim)
+    longest = fields.integer("context_length")
+    reads: tuple[str, ...] = ("attention.sliding_window",)
+    if GGUF_FACTORS[0] in tensors:
+        original = fields.integer("rope.scaling.original_context_length")
+        factor = fields.number("rope.scaling.attn_factor")
+        rope = replace(rope, attention_factor=factor, original_max_position=original)
+        longest = min(longest, original)
+        reads = (*reads, "rope.scaling.attn_factor")
+    elif fields.values.get(f"{fields.prefix}rope.scaling.type") == "longrope":
+        raise fields.fail("rope.scaling.type", f"is 'longrope', but there is no tensor {GGUF_FACTORS[0]!r}")
+    fields.integer("attention.sliding_window", least=0)  # files from before it was written had windows as well
+    return llama.gguf_config(fields, tensors, "phi3", reads=reads, rope=rope, max_position=longest)
+
+
+FAMILY = Family("phi3", from_hf, to_hf, HF, from_gguf, GGUF, gguf_divisors=GGUF_FACTORS)

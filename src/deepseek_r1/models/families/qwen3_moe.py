@@ -69,24 +69,19 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-def gguf_experts(fields: Fields, config: ModelConfig, **options: Any) -> ModelConfig:
-    """`config` with the experts that a GGUF header names, on every layer."""
+def gguf_config(fields: Fields, tensors: set[str], family: str, **options: Any) -> ModelConfig:
+    """A GGUF header with experts in every layer, chosen by softmax and divided by the sum of the chosen scores."""
+    reads = ("attention.sliding_window", "expert_count")
+    config = llama.gguf_config(fields, tensors, family, reads=reads, **options)
     experts = fields.integer("expert_count", most=1 << 12)
-    moe = MoEConfig(
-        experts,
-        fields.integer("expert_used_count", most=experts),
-        fields.integer("expert_feed_forward_length", config.intermediate_size, most=1 << 20),
-        0,
-        (True,) * config.layers,
-        **options,
-    )
-    return replace(config, moe=moe)
+    active = fields.integer("expert_used_count", most=experts)
+    hidden = fields.integer("expert_feed_forward_length", config.intermediate_size, most=1 << 20)
+    return replace(config, moe=MoEConfig(experts, active, hidden, 0, (True,) * config.layers))
 
 
 def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
     """Qwen 3 MoE's GGUF header; its models all divide by the sum of the chosen scores."""
-    config = llama.gguf_config(fields, tensors, "qwen3_moe", qk_norm="head", moe=None)
-    return gguf_experts(fields, config)
+    return gguf_config(fields, tensors, "qwen3_moe", qk_norm="head")
 
 
 FAMILY = Family("qwen3_moe", from_hf, to_hf, (*qwen3.HF, *HF_EXPERTS), from_gguf, (*qwen3.GGUF, *GGUF_EXPERTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from deepseek_r1.models.config import Fields, ModelConfig
@@ -47,4 +48,10 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = Family("smollm3", from_hf, to_hf, llama.HF)
+def from_gguf(fields: Fields, tensors: set[str]) -> ModelConfig:
+    """SmolLM 3's GGUF header, which doesn't say that every fourth layer has no rope."""
+    config = llama.gguf_config(fields, tensors, "smollm3", reads=())
+    return replace(config, layer_ropes=tuple(0 if (layer + 1) % 4 else None for layer in range(config.layers)))
+
+
+FAMILY = Family("smollm3", from_hf, to_hf, llama.HF, from_gguf, llama.GGUF)

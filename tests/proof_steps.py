@@ -17,7 +17,8 @@ from deepseek_r1.core.environment import state_dir
 from proof_progress import Progress
 
 TESTS = Path(__file__).resolve().parent
-FAMILIES = ("llama", "mistral-window", "qwen3")
+FAMILIES = ("llama", "mistral-window", "qwen3", "deepseek_v3")
+"""The last gets a prediction module, which guesses in its schedules too."""
 SAVE_EVERY = 20
 GREEDY_TOKENS = 64
 
@@ -40,31 +41,38 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def schedules(count: int, seed: int, code: str, progress: Progress) -> tuple[dict[str, Any], bool]:
-    """Random schedules over three tiny families; goes on where an interrupted run of the same code ended."""
+    """Random schedules over tiny models, every other one guessing ahead; goes on where an interrupted run of the same
+    code ended.
+    """
     import torch
     from schedules import TOLERANCE, run_schedule
     from transformers.utils.logging import disable_progress_bar
 
     from deepseek_r1.config.precision import DeepSeekConfig
     from deepseek_r1.models.loading import load_decoder
+    from deepseek_r1.models.surgery import pack_linears
     from support import tiny
 
     torch.set_num_threads(1)
     disable_progress_bar()
     file = state_file("schedules")
     key = {"code": code, "seed": seed}
-    totals = ("requests", "tokens", "preemptions", "hits")
+    totals = ("requests", "tokens", "preemptions", "hits", "drafted", "accepted")
     state: dict[str, Any] = {**key, "done": 0, **dict.fromkeys(totals, 0), "worst": 0.0, "ties": [], "problems": []}
     if file.exists():
         earlier = json.loads(file.read_text())
         if key.items() <= earlier.items() and earlier["done"] <= count:
             state = earlier
     with tempfile.TemporaryDirectory(prefix="prove") as folder:
-        decoders = [load_decoder(tiny.save(name, Path(folder)), DeepSeekConfig(), pack=True) for name in FAMILIES]
+        paths = [tiny.save(name, Path(folder)) for name in FAMILIES]
+        decoders = [load_decoder(path, DeepSeekConfig(), pack=True) for path in paths[:-1]]
+        decoders.append(tiny.with_prediction_module(paths[-1]))
+        pack_linears(decoders[-1])
         try:
             for index in range(state["done"], count):
                 family = index % len(FAMILIES)
-                outcome = run_schedule(decoders[family], seed * 1_000_000 + index)
+                guesses = index // len(FAMILIES) % 2 == 1
+                outcome = run_schedule(decoders[family], seed * 1_000_000 + index, guesses=guesses)
                 for name in totals:
                     state[name] += getattr(outcome, name)
                 state["worst"] = max(state["worst"], outcome.worst)
@@ -81,6 +89,7 @@ def schedules(count: int, seed: int, code: str, progress: Progress) -> tuple[dic
     result |= {"families": FAMILIES, "tolerance": TOLERANCE, "tie_count": len(state["ties"])}
     # Schedules that do not preempt, share or sample would show nothing.
     worth = state["preemptions"] > count / 5 and state["hits"] > 2 * count and state["tokens"] > 10 * count
+    worth = worth and state["accepted"] > count / 5 and state["drafted"] - state["accepted"] > count / 5
     passed = not state["problems"] and state["worst"] <= TOLERANCE and len(state["ties"]) <= count // 10
     return result | {"worth_something": worth}, passed and worth
 

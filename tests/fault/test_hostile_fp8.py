@@ -284,3 +284,20 @@ def test_broken_fp8_checkpoints_read_exactly_or_raise(tmp_path: Path, target: st
             assert str(tmp_path) in error.message and error.remedy
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 40, outcomes
+
+
+@pytest.mark.parametrize("beside", ["x.weight_scale", "x.scale", "x.weight_inv_scale", "x.scale_weight"])
+def test_scales_of_another_layout_are_refused_not_forgotten(tmp_path: Path, beside: str) -> None:
+    """One scale per tensor or channel, as other programs store it: without it the weights would be wrong by it."""
+    codes = bytes(np.full(16, 0x38, np.uint8))
+    header = {WEIGHT: entry("F8_E4M3", [4, 4], [0, 16]), beside: entry("F32", [1], [16, 20])}
+    (tmp_path / "model.safetensors").write_bytes(pack_safetensors(header, codes + np.float32(0.1).tobytes()))
+    (tmp_path / "config.json").write_text("{}")
+    error = refused(tmp_path, UnsupportedError)
+    assert beside in error.message and "BF16" in error.remedy
+
+
+def test_compressed_tensors_older_key_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, scales="none", settings=None)
+    (tmp_path / "config.json").write_text(json.dumps({"compression_config": {"format": "float-quantized"}}))
+    assert "compression_config" in refused(tmp_path, UnsupportedError).message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,60 @@ def test_divisors_of_a_file_are_not_lost_on_the_way_back(models_folder: Path, tm
     assert decoder.config.ropes[0].frequency_divisors is not None
     with pytest.raises(UnsupportedError, match="frequency divisors"):
         save_model(decoder, tmp_path / "saved")
+
+
+def test_weights_without_a_place_are_refused(models_folder: Path, tmp_path: Path) -> None:
+    """Biases that config.json denies would be dropped, and the model be another one."""
+    source = tiny.save("llama-bias", models_folder)
+    path = edit_config(source, tmp_path / "model", attention_bias=False, mlp_bias=False)
+    with pytest.raises(UnsupportedError, match=r"layers\.\d\..*bias"):
+        load_decoder(path, DeepSeekConfig(), pack=False)
+
+
+def test_a_configuration_cannot_make_the_check_large(models_folder: Path, tmp_path: Path) -> None:
+    """Fifty million expert tensors are promised: the first that is missing is the end of it."""
+    source = tiny.save("qwen3_moe", models_folder)
+    path = edit_config(source, tmp_path / "model", num_hidden_layers=4096, num_experts=4096, num_local_experts=4096)
+    with pytest.raises(CheckpointError, match=r"layers\.3\.self_attn\.q_proj\.weight: tensor is missing"):
+        load_decoder(path, DeepSeekConfig(), pack=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "word"),
+    [
+        ("gemma3", {"layer_types": [[1]] * 3}, "layer_types"),
+        ("phi3-longrope", {"original_max_position_embeddings": 1}, "original_max_position"),
+        ("llama", {"hidden_size": [0] * 100_000}, "hidden_size"),
+    ],
+)
+def test_odd_values_are_named_briefly(
+    name: str, changes: dict[str, Any], word: str, models_folder: Path, tmp_path: Path
+) -> None:
+    path = edit_config(tiny.save(name, models_folder), tmp_path / "model", **changes)
+    if "original_max_position_embeddings" in changes:
+        config = json.loads((path / "config.json").read_text())
+        config["rope_parameters"] |= changes
+        (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=word) as error:
+        load_decoder(path, DeepSeekConfig(), pack=False)
+    assert len(str(error.value)) < 500 and error.value.remedy
+
+
+def test_the_head_width_of_latent_attention_is_its_own(models_folder: Path, tmp_path: Path) -> None:
+    """hidden_size need not be a multiple of the heads where q, k and v have widths of their own."""
+    path = edit_config(tiny.save("deepseek_v3", models_folder), tmp_path / "model", hidden_size=50)
+    with pytest.raises(CheckpointError, match="shape"):  # the files' shapes are in the way, not a rule about widths
+        load_decoder(path, DeepSeekConfig(), pack=False)
+
+
+def test_yarn_with_the_factor_of_r1_0528(models_folder: Path, tmp_path: Path) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e6}
+    path = edit_config(tiny.save("qwen3", models_folder), tmp_path / "a", rope_parameters=scaling)
+    cancelling = scaling | {"attn_factor": 0.8782488562869419}
+    other = edit_config(tiny.save("qwen3", models_folder), tmp_path / "b", rope_parameters=cancelling)
+    factors = []
+    for folder in (path, other):
+        with open_checkpoint(folder) as checkpoint:
+            factors.append(read_config(checkpoint).ropes[0].attention_factor)
+    assert factors[0] == pytest.approx(0.1 * math.log(4) + 1)
+    assert factors[1] == pytest.approx(1.0)

@@ -52,7 +52,7 @@ CONFIGS = {
         windows=(None,) * 4,
         layer_ropes=(0,) * 4,
         ropes=(RopeConfig(10000.0, 8),),
-        mla=MLAConfig(20, 24, 12, 8, 14),
+        mla=MLAConfig(20, 24, 12, 8, 14, norm_eps=1e-2),
         mixers=("ring", "delta", "attention", "ring"),
         ring=RING,
         delta=DELTA,

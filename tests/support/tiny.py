@@ -96,10 +96,12 @@ CONFIGS = {
     "deepseek_v2": lambda: DeepseekV2Config(
         **LATENT, **EXPERTS, n_group=4, topk_group=2, topk_method="group_limited_greedy", rope_parameters=YARN
     ),
-    "deepseek_v2-lite": lambda: DeepseekV2Config(**(LATENT | {"q_lora_rank": None}), **EXPERTS, topk_method="greedy"),
+    "deepseek_v2-lite": lambda: DeepseekV2Config(
+        **(LATENT | {"q_lora_rank": None}), **EXPERTS, topk_method="greedy", rms_norm_eps=1e-3
+    ),
     "deepseek_v3": lambda: DeepseekV3Config(**LATENT, **EXPERTS, n_group=4, topk_group=2, rope_parameters=YARN),
     "deepseek_v3-plain": lambda: DeepseekV3Config(
-        **LATENT, **EXPERTS, n_group=1, topk_group=1, norm_topk_prob=False, attention_bias=True
+        **LATENT, **EXPERTS, n_group=1, topk_group=1, norm_topk_prob=False, attention_bias=True, rms_norm_eps=1e-3
     ),
     "gemma3": lambda: Gemma3TextConfig(
         **SHAPE, pad_token_id=None, head_dim=16, sliding_window=9, query_pre_attn_scalar=24, layer_types=GEMMA_LAYERS

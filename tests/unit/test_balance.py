@@ -120,6 +120,11 @@ def make_mixture() -> MoE:
     return mixture
 
 
+def test_one_expert_is_used_evenly() -> None:
+    assert utilisation(torch.tensor([5])) == 1.0
+    assert float(entropy_loss(torch.rand(4, 1))) == 0.0
+
+
 def test_the_observer_sees_each_router_and_leaves_no_hook() -> None:
     model = torch.nn.ModuleDict({"first": make_mixture(), "second": make_mixture()})
     x = torch.randn(20, DIM, generator=torch.Generator().manual_seed(4))

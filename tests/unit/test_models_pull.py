@@ -146,12 +146,12 @@ class Machine:
         assert error.startswith("error: ") and mend.startswith("  mend: "), done.stderr
         return error.removeprefix("error: "), mend.removeprefix("  mend: ")
 
-    def located(self, repo: str) -> Path:
-        """What `serve` finds, without a network."""
+    def located(self, repo: str, endpoint: str = "http://127.0.0.1:9") -> Path:
+        """What `serve` finds; without an endpoint, what it finds without a network."""
         code = "import sys; from deepseek_r1.models.locate import locate_model; print(locate_model(sys.argv[1]))"
         done = subprocess.run(
             [sys.executable, "-c", code, repo],
-            env=self.environment(HF_ENDPOINT="http://127.0.0.1:9"),
+            env=self.environment(HF_ENDPOINT=endpoint),
             capture_output=True,
             text=True,
             timeout=60,
@@ -159,10 +159,10 @@ class Machine:
         assert done.returncode == 0, done.stderr
         return Path(done.stdout.strip())
 
-    def not_inspected(self, repo: str) -> str:
+    def not_served(self, repo: str) -> str:
         """What a verb that fetches a model by itself says when it can't."""
-        done = self.run("models", "inspect", repo, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-        assert done.returncode in (1, 2) and done.stdout == ""
+        done = self.run("serve", repo, "--port", "0")
+        assert done.returncode in (1, 2), done.stderr
         return done.stderr
 
     def partial(self) -> list[Path]:
@@ -359,21 +359,21 @@ def test_a_storage_without_ranges_starts_again(machine: Machine, tmp_path: Path)
     assert [seen.sent for seen in machine.hub.bodies("big.gguf")] == [11 << 20, len(content)]
 
 
-def test_other_verbs_fetch_in_the_same_way(machine: Machine, tmp_path: Path) -> None:
-    """Whatever takes a hub id fetches, resumes and verifies as `models pull` does, and says the same of failures."""
-    done = machine.run("models", "inspect", "tiny/model", "--json")
-    assert done.returncode == 0, done.stderr
-    snapshot = Path(json.loads(done.stdout)["path"])
+def test_whatever_takes_a_hub_id_fetches_in_the_same_way(machine: Machine, tmp_path: Path) -> None:
+    """It resumes and verifies as `models pull` does, and says the same of failures; inspecting fetches nothing."""
+    assert "models pull tiny/model" in machine.run("models", "inspect", "tiny/model").stderr
+    snapshot = machine.located("tiny/model", machine.hub.endpoint)
     assert {path.name for path in snapshot.iterdir()} == WANTED and machine.located("tiny/model") == snapshot
+    assert json.loads(machine.run("models", "inspect", "tiny/model", "--json").stdout)["path"] == str(snapshot)
     machine.hub.repos["tiny/gguf"] = {"config.json": b"{}", "model.gguf": gguf_file(tmp_path, 1)}
-    assert machine.run("models", "inspect", "tiny/gguf").returncode == 0
+    assert machine.located("tiny/gguf", machine.hub.endpoint).name == "model.gguf"
     machine.hub.repos["tiny/two"] = {"a.gguf": gguf_file(tmp_path, 1), "b.gguf": gguf_file(tmp_path, 1)}
-    assert "name one with --file" in machine.not_inspected("tiny/two")
+    assert "name one with --file" in machine.not_served("tiny/two")
     name = "tokenizer.json"
     machine.hub.repos["tiny/bad"] = whole_model()
     machine.hub.served[name] = b"changed"
-    assert f"tiny/bad/{name}: " in machine.not_inspected("tiny/bad")
-    assert "tiny/none" in machine.not_inspected("tiny/none")
+    assert f"tiny/bad/{name}: " in machine.not_served("tiny/bad")
+    assert "tiny/none" in machine.not_served("tiny/none")
 
 
 def test_a_cache_with_only_a_configuration_is_no_model(machine: Machine) -> None:
@@ -383,9 +383,10 @@ def test_a_cache_with_only_a_configuration_is_no_model(machine: Machine) -> None
     (snapshot / "config.json").write_text(json.dumps(CONFIG))
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs/main").write_text(COMMIT)
-    done = machine.run("models", "inspect", "tiny/model", "--json", HF_HUB_DISABLE_XET="1")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["path"] == str(snapshot)
+    inspected = json.loads(machine.run("models", "inspect", "tiny/model", "--json").stdout)
+    assert inspected["tensors"] == {}, "a configuration is enough to look at"
+    assert machine.located("tiny/model", machine.hub.endpoint) == snapshot
+    assert (snapshot / INDEX).is_file(), "but not to serve"
 
 
 # --- verification -----------------------------------------------------------------------------------------------------

@@ -212,5 +212,6 @@ def test_what_is_unknown_is_not_drawn(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["models", "inspect", str(tmp_path)]) == 0
     assert "\x1b" not in capsys.readouterr().out
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Llama-3.1-8B"]))
-    assert main(["models", "inspect", str(tmp_path), "--svg", str(tmp_path / "none/at.svg")]) == 1
-    assert "none/at.svg: No such file or directory" in capsys.readouterr().err
+    assert main(["models", "inspect", str(tmp_path), "--svg", str(tmp_path / "none/at.svg")]) == 2
+    said = capsys.readouterr().err
+    assert "none/at.svg: No such file or directory" in said and "mend: name a file in a folder" in said

@@ -13,8 +13,10 @@ from typing import Any
 import gguf
 import pytest
 
-from deepseek_r1.cli.main import main
+from deepseek_r1.cli.main import build_parser, main
+from deepseek_r1.cli.options import config_from
 from deepseek_r1.config.precision import PRECISION_MODES, parse_precision
+from deepseek_r1.config.serve import ServeConfig
 from deepseek_r1.core.errors import CapacityError, UnsupportedError
 from deepseek_r1.engine import build, memory, paged
 from deepseek_r1.models.checkpoint.base import Checkpoint
@@ -120,22 +122,23 @@ def test_at_least_ten_are_planned() -> None:
 
 def test_what_fits_beside_the_weights_of_llama(tmp_path: Path) -> None:
     """24 GB, bf16. Arena: activations (256 + 1) * (8*4096 + 4*14_336 + 4*48*128) * 4 = 117_899_264, gathered rows
-    2 * 131_072 * 4096 = 1_073_741_824, masks 256 * 131_072 * 5 = 167_772_160, logits (12 + 64) * 128_256 = 9_747_456.
-    Processes and reserves: 224 + 96 + 128 + 96 MiB = 570_425_344. With the weights, 16_060_522_496: 18_000_108_544.
+    2 * 8192 * 4096 = 67_108_864, masks 256 * 4096 * 5 = 5_242_880, logits (12 + 64) * 128_256 = 9_747_456.
+    Processes and reserves: 224 + 96 + 128 + 96 MiB = 570_425_344. With the weights, 16_060_522_496: 16_830_946_304.
     """
     path = str(write_config(tmp_path, "Llama-3.1-8B"))
     bf16 = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9))["bf16"]
-    assert bf16.kv_tokens == 45_760, "5_999_891_456 bytes hold 2860 blocks of 16 * 131_072"
-    assert bf16.needed_bytes == 18_000_108_544 + 4096 * 131_072
+    assert bf16.kv_tokens == 54_688, "7_169_053_696 bytes hold 3418 blocks of 16 * 131_072"
+    assert bf16.needed_bytes == 16_830_946_304 + 4096 * 131_072
     assert bf16.fits and (bf16.missing_bytes, bf16.way_out) == (0, "")
     # A token short of the last block, and at the last byte.
     assert named(plan(path, memory_bytes=bf16.needed_bytes, bandwidth=50e9))["bf16"].fits
     short = named(plan(path, memory_bytes=bf16.needed_bytes - 1, bandwidth=50e9))["bf16"]
     assert (short.fits, short.missing_bytes, short.kv_tokens) == (False, 1, 4080)
-    assert short.way_out == "--context 4080 fits, or give it 18GiB of memory"
-    # Four requests: 3 * 114_688 * 4 more for activations and 36 * 128_256 for logits leave 2858 blocks.
+    assert short.way_out == "--context 4080 fits, or give it 17GiB of memory"
+    # Four requests of 20_000: activations 119_275_520, gathered 163_840_000, masks 25_600_000, logits 14_364_672. With
+    # processes and weights 16_954_028_032: 3359 blocks, 53_744 tokens, 13_424 in whole blocks for each.
     four = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9, context=20_000, concurrent=4))["bf16"]
-    assert not four.fits and four.way_out.startswith("--context 11424 fits, or ")
+    assert not four.fits and four.way_out.startswith("--context 13424 fits, or ")
     fp32 = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9))["fp32"]
     assert fp32.kv_tokens == 0 and fp32.way_out.startswith("bf16 fits, or give it ")
 
@@ -238,12 +241,12 @@ def test_the_plan_and_the_engine_agree_on_the_least_budget(tmp_path: Path, monke
         path = write_config(tmp_path, name) if precision == "fp32" else tmp_path / name
         shape = read_header(path).config
         monkeypatch.setattr(build, "read_config", lambda checkpoint, shape=shape: shape)
-        found = plan(str(path), memory_bytes=1, bandwidth=1.0, context=memory.LEAST_TOKENS // 8, concurrent=8)
+        found = plan(str(path), memory_bytes=1, bandwidth=1.0, context=memory.LEAST_TOKENS)
         needed = named(found)[precision].needed_bytes
         with pytest.raises(InterruptedError):
-            build.load_engine(path, precision=precision, memory_bytes=needed, max_concurrent=8, companion_pid=1)
+            build.load_engine(path, precision=precision, memory_bytes=needed, max_concurrent=1, companion_pid=1)
         with pytest.raises(CapacityError, match="needs at least"):
-            build.load_engine(path, precision=precision, memory_bytes=needed - 1, max_concurrent=8, companion_pid=1)
+            build.load_engine(path, precision=precision, memory_bytes=needed - 1, max_concurrent=1, companion_pid=1)
 
 
 PEAK = """
@@ -387,7 +390,7 @@ def test_the_page_says_what_r1_would_need(tmp_path: Path, capsys: pytest.Capture
     assert rows["tokens/s at 32,768 tokens"] == ["0.13", "0.26", "0.5"]  # 4.61, 2.30 and 2.30 GB more
     assert "671,026,419,200, 36,625,625,600 active for each token" in out
     assert "11,610,068,224 in prediction modules, not loaded for serving" in out
-    assert "bf16: 1,330.17 GB are missing. Give it 1254GiB of memory." in out
+    assert "bf16: 1,329.99 GB are missing. Give it 1254GiB of memory." in out
     assert "an upper bound for one request, set by memory bandwidth" in out
 
 
@@ -441,3 +444,14 @@ def test_bad_input_is_one_clear_line(name: str, tmp_path: Path, capsys: pytest.C
     first, *rest = printed.err.splitlines()
     assert printed.out == "" and first.startswith("error: ") and words in first
     assert all(line.startswith("  mend: ") for line in rest) and len(rest) <= 1
+
+
+def test_the_page_ends_in_a_command_that_the_server_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The figure that was planned, with the number of requests it was planned for, passes the engine's check."""
+    assert main(["plan", "default", "--bandwidth", "20", "--context", "512", "--concurrent", "2"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("serve it: ")]
+    words = line.removeprefix("serve it: deepseek-r1 ").split()
+    config = config_from(ServeConfig, build_parser().parse_args(words))
+    assert (config.model, config.precision, config.max_concurrent) == ("default", "fp32", 2)
+    found = named(plan("default", memory_bytes=1 << 40, bandwidth=1.0, context=512, concurrent=2))["fp32"]
+    assert config.memory is not None and 0 <= config.memory - found.needed_bytes < 1 << 20

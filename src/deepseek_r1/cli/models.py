@@ -11,7 +11,7 @@ from typing import Any
 from deepseek_r1.cli.terminal import Progress, size, table, visible
 from deepseek_r1.config.inspect import InspectConfig, ListConfig
 from deepseek_r1.config.pull import PullConfig
-from deepseek_r1.core.errors import UnsupportedError
+from deepseek_r1.core.errors import ConfigError, UnsupportedError
 
 
 def list_models(config: ListConfig) -> int:
@@ -40,7 +40,14 @@ def inspect_model(config: InspectConfig) -> int:
     if config.svg is not None:
         if model["architecture"] is None:
             raise UnsupportedError(f"--svg: {model['unsupported']}", remedy="only what is built here can be drawn")
-        Path(config.svg).write_text(svg(model["architecture"], served_name(config.model)), encoding="utf-8")
+        file = Path(config.svg).expanduser()
+        try:
+            file.write_text(svg(model["architecture"], served_name(config.model)), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"--svg {file}: {error.strerror or error}",
+                remedy="name a file in a folder that can be written, with room",
+            ) from None
     print(json.dumps(model, indent=2) if config.json else visible(_page(model)))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 from deepseek_r1.cli.models import pairs
@@ -72,6 +73,7 @@ def _page(plan: Plan) -> str:
         for each in plan.estimates
         if not each.fits
     ]
+    notes += [f"serve it: {command}" for command in _commands(plan)]
     notes.append(
         "tokens/s: an upper bound for one request, set by memory bandwidth: each token reads the active weights and the"
         "\nkeys and values before it. Computing takes time besides."
@@ -79,6 +81,16 @@ def _page(plan: Plan) -> str:
     if any(each.name == "on disk" for each in plan.estimates):
         notes.append("on disk: as if it were computed in the form of the file, which this version unpacks.")
     return "\n\n".join([pairs(head), figures, "\n".join(notes)])
+
+
+def _commands(plan: Plan) -> list[str]:
+    """How to serve the first form that fits, with the memory that was planned for it."""
+    for each in plan.estimates:
+        if each.fits and each.peak_bytes is not None and plan.format != "config":
+            words = ["deepseek-r1 serve", shlex.quote(plan.model), "--precision", each.name]
+            words += ["--memory", f"{-(-each.needed_bytes >> 20)}MiB", "--max-concurrent", str(plan.concurrent)]
+            return [" ".join(words)]
+    return []
 
 
 def _title(estimate: Estimate) -> str:

@@ -12,15 +12,15 @@ from deepseek_r1.core.errors import CapacityError, UnsupportedError
 from deepseek_r1.engine.engine import Engine
 from deepseek_r1.engine.memory import (
     BLOCK_SIZE,
+    FREE,
     LEAST_TOKENS,
-    LOADING,
     MARGIN,
     MAX_STEP_TOKENS,
     advised,
-    arena_bytes,
     kv_bytes_per_token,
+    length_bytes,
+    longest_context,
     served,
-    slot_bytes,
     weights_bytes,
 )
 from deepseek_r1.models.checkpoint.open import open_checkpoint
@@ -63,42 +63,46 @@ def load_engine(
         )
     shape = shape if speculative else served(shape)
     weights = weights_bytes(shape, config_)
-    arena = arena_bytes(shape, config_, max_concurrent, max_step_tokens)
-    arena += max_concurrent * slot_bytes(shape, config_, shape.max_position)
-    _check(budget, _resident(companion_pid) - foreign + weights + arena + LOADING, shape, config_)
+    steps = (max_concurrent, max_step_tokens)
+    before = _resident(companion_pid) - foreign
+    _check(shape, config_, budget, before + weights + FREE, steps)
     decoder = load_decoder(model_path, config_, pack=True, mtp=speculative)
     _trim()
-    resident = _resident(companion_pid) - foreign
+    taken = _resident(companion_pid) - foreign + MARGIN
+    length = _check(shape, config_, budget, taken, steps)
     per_block = BLOCK_SIZE * kv_bytes_per_token(shape, config_)
-    # No more than every slot at the model's full context could use.
-    most = max_concurrent * -(-shape.max_position // BLOCK_SIZE)
-    _check(budget, resident + arena, shape, config_)
-    # Where every layer keeps a ring or a state, blocks only count tokens.
-    blocks = min(most, (budget - resident - arena - MARGIN) // per_block) if per_block else most
+    # No more than every slot at full length could use. Where every layer keeps a ring or a state, blocks only count.
+    most = max_concurrent * -(-length // BLOCK_SIZE)
+    room = budget - taken - length_bytes(shape, config_, length, *steps)
     return Engine(
         decoder,
-        num_blocks=blocks,
+        num_blocks=min(most, room // per_block) if per_block else most,
         block_size=BLOCK_SIZE,
         max_concurrent=max_concurrent,
         max_step_tokens=max_step_tokens,
+        max_length=length,
         weights_version=str(Path(model_path).resolve()),
         weights_bytes=weights,
     )
 
 
-def _resident(companion_pid: int | None) -> int:
-    own = process_pss(os.getpid())
-    return own if companion_pid is None else own + process_pss(companion_pid)
-
-
-def _check(budget: int, needed: int, shape: ModelConfig, precision: DeepSeekConfig) -> None:
-    least = needed + MARGIN + LEAST_TOKENS * kv_bytes_per_token(shape, precision)
-    if least > budget:
-        enough = advised(least)
+def _check(shape: ModelConfig, precision: DeepSeekConfig, budget: int, taken: int, steps: tuple[int, int]) -> int:
+    """The longest context that the budget leaves room for. Raises `CapacityError` when that is no conversation."""
+    length = longest_context(shape, precision, budget - taken, *steps)
+    least = min(LEAST_TOKENS, shape.max_position)
+    if length < least:
+        needed = taken + length_bytes(shape, precision, least, *steps) + least * kv_bytes_per_token(shape, precision)
+        enough = advised(needed)
         raise CapacityError(
             f"the model needs at least {_mib(enough)} in {precision.name}, and the budget is {_mib(budget)}",
             remedy=f"give --memory {_mib(enough)} or more, or choose a smaller model or precision",
         )
+    return length
+
+
+def _resident(companion_pid: int | None) -> int:
+    own = process_pss(os.getpid())
+    return own if companion_pid is None else own + process_pss(companion_pid)
 
 
 def _mib(size: int) -> str:

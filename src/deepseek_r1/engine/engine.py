@@ -35,10 +35,13 @@ class Engine:
         block_size: int = 16,
         max_concurrent: int = 32,
         max_step_tokens: int = 256,
+        max_length: int | None = None,
         weights_version: str = "0",
         weights_bytes: int = 0,
     ) -> None:
         self.max_model_len = min(decoder.config.max_position, num_blocks * block_size)
+        if max_length is not None:
+            self.max_model_len = min(self.max_model_len, max_length)
         cache = KVCache(decoder.layouts, num_blocks, block_size, slots=max_concurrent, max_length=self.max_model_len)
         # A slot holds the state at its sequence's end. What it was at the end of a shared prefix is gone, and a request
         # that took over the prefix's blocks would have no state to go on from.

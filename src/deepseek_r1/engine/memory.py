@@ -27,6 +27,9 @@ LOADING = 128 << 20
 """Bytes that loading adds beside the weights (libraries on first use, what the allocator keeps), as measured, rounded
 up. Asking for them before loading makes the remedy true: a budget that passes the first check passes the second."""
 
+FREE = LOADING + MARGIN
+"""What a budget has to leave beside weights, blocks and temporaries before anything is loaded."""
+
 ADVICE_STEP = 64 << 20
 """Advice about --memory is a multiple of this: figures that people type, with room between one start and the next."""
 
@@ -91,26 +94,56 @@ def kv_read_bytes(config: ModelConfig, precision: DeepSeekConfig, context: int) 
     return context * kv_bytes_per_token(config, precision) + slots
 
 
-def arena_bytes(config: ModelConfig, precision: DeepSeekConfig, max_concurrent: int, max_step_tokens: int) -> int:
-    """Bytes that a step's temporaries can take at most: activations, gathered keys and values, masks, logits."""
+def arena_bytes(
+    config: ModelConfig, precision: DeepSeekConfig, length: int, max_concurrent: int, max_step_tokens: int
+) -> int:
+    """Bytes that a step's temporaries can take at most when sequences grow to `length` tokens.
+
+    Activations, gathered keys and values, masks, logits.
+    """
     per_token = (
         8 * config.hidden_size
         + 4 * config.intermediate_size
         + 4 * (config.heads + 2 * config.kv_heads) * config.head_dim
     )
+    if config.moe is not None:  # each token's rows stand once per chosen expert, going in and coming out
+        per_token += config.moe.active * (4 * config.hidden_size + 3 * config.moe.hidden_size)
     activations = (max_step_tokens + max_concurrent) * per_token * 4
-    longest = max(GATHER_TOKENS, config.max_position)
-    gathered = 2 * longest * _row_bytes(config, precision)
-    masks = max_step_tokens * config.max_position * 5
+    gathered = 2 * max(GATHER_TOKENS, length) * _row_bytes(config, precision)
+    masks = max_step_tokens * length * 5
     rows = max_concurrent * (2 if config.mtp_layers else 1)  # a guess is verified together with the token before it
     logits = (rows * 12 + 64) * config.vocab_size
     return activations + gathered + masks + logits
 
 
-def fixed_bytes(config: ModelConfig, precision: DeepSeekConfig, max_concurrent: int) -> int:
-    """What `serve` needs besides weights and cached tokens: both processes, the arena, and what is kept free."""
-    arena = arena_bytes(config, precision, max_concurrent, MAX_STEP_TOKENS)
-    return LIBRARIES + API_PROCESS + arena + LOADING + MARGIN
+def length_bytes(
+    config: ModelConfig, precision: DeepSeekConfig, length: int, max_concurrent: int, max_step_tokens: int
+) -> int:
+    """Bytes to keep for sequences of up to `length` tokens besides their blocks: temporaries, rings and states."""
+    slots = max_concurrent * slot_bytes(config, precision, length)
+    return arena_bytes(config, precision, length, max_concurrent, max_step_tokens) + slots
+
+
+def longest_context(
+    config: ModelConfig, precision: DeepSeekConfig, room: int, max_concurrent: int, max_step_tokens: int
+) -> int:
+    """The longest sequence whose blocks, and all that grows with its length, fit into `room` bytes; 0 if none does."""
+    per_token = kv_bytes_per_token(config, precision)
+    low, high = 0, config.max_position
+    while low < high:
+        middle = (low + high + 1) // 2
+        if length_bytes(config, precision, middle, max_concurrent, max_step_tokens) + middle * per_token <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def fixed_bytes(config: ModelConfig, precision: DeepSeekConfig, length: int, max_concurrent: int) -> int:
+    """What `serve` needs besides weights and blocks for sequences of `length` tokens: both processes, what goes with
+    that length, and what is kept free.
+    """
+    return LIBRARIES + API_PROCESS + length_bytes(config, precision, length, max_concurrent, MAX_STEP_TOKENS) + FREE
 
 
 def peak_bytes(config: ModelConfig, precision: DeepSeekConfig, *, context: int, concurrent: int) -> int:
@@ -120,9 +153,9 @@ def peak_bytes(config: ModelConfig, precision: DeepSeekConfig, *, context: int, 
     """
     base = LIBRARIES + weights_bytes(served(config), precision)
     tokens = concurrent * -(-context // BLOCK_SIZE) * BLOCK_SIZE
-    arena = arena_bytes(replace(config, max_position=context), precision, concurrent, MAX_STEP_TOKENS)
-    kept = tokens * kv_bytes_per_token(config, precision) + concurrent * slot_bytes(config, precision, context)
-    return base + max(LOADING, _RUNNING + kept + arena)
+    kept = tokens * kv_bytes_per_token(config, precision)
+    besides = length_bytes(config, precision, context, concurrent, MAX_STEP_TOKENS)
+    return base + max(LOADING, _RUNNING + kept + besides)
 
 
 def advised(nbytes: int) -> int:

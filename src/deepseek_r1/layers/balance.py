@@ -103,5 +103,7 @@ def _mean_distribution(scores: Tensor) -> Tensor:
 
 
 def _normalised_entropy(shares: Tensor) -> Tensor:
+    if len(shares) == 1:
+        return torch.ones_like(shares).squeeze()  # one expert is used as evenly as can be
     entropy: Tensor = torch.special.entr(shares).sum()
     return entropy / math.log(len(shares))

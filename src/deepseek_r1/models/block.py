@@ -133,7 +133,7 @@ def _attention(index: int, config: ModelConfig, precision: DeepSeekConfig) -> At
             layout=layout,
             qkv_bias=config.qkv_bias,
             output_bias=config.output_bias,
-            norm_eps=config.norm_eps,
+            norm_eps=mla.norm_eps,
             scale=scale,
             **dtypes,
         )

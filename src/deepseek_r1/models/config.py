@@ -37,7 +37,8 @@ class RopeConfig:
 class MLAConfig:
     """Multi-head latent attention (DeepSeek-V2): ranks of the latents and widths of one head's parts.
 
-    `q_rank` is None where queries are projected directly.
+    `q_rank` is None where queries are projected directly. `norm_eps` is that of the norms on the latents, which the
+    reference does not take from the other norms.
     """
 
     q_rank: int | None
@@ -45,6 +46,7 @@ class MLAConfig:
     nope_dim: int
     rope_dim: int
     value_dim: int
+    norm_eps: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ class Fields:
         return self.values.get(self.prefix + key) is not None
 
     def _bad(self, key: str, problem: str) -> CheckpointError:
-        return CheckpointError(self.path, self.prefix + key, problem, remedy="the model's configuration is not usable")
+        return CheckpointError(
+            self.path, self.prefix + key, problem, remedy="correct that field, or fetch the file again"
+        )
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 24) -> int:
         """The integer under `key`, between `least` and `most`."""
@@ -166,7 +170,7 @@ class Fields:
                 raise self._bad(key, "is missing")
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self._bad(key, f"is {value!r}, not an integer between {least} and {most}")
+            raise self._bad(key, f"is {_shown(value)}, not an integer between {least} and {most}")
         return value
 
     def number(self, key: str, default: float | None = None, *, most: float = 1e12) -> float:
@@ -177,7 +181,7 @@ class Fields:
                 raise self._bad(key, "is missing")
             return default
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-            raise self._bad(key, f"is {value!r}, not a positive number")
+            raise self._bad(key, f"is {_shown(value)}, not a positive number")
         return float(value)
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
@@ -187,7 +191,7 @@ class Fields:
             raise self._bad(key, f"is not a list of {count} numbers")
         for item in value:
             if isinstance(item, bool) or not isinstance(item, int | float) or not 0 < item <= 1e12:
-                raise self._bad(key, f"holds {item!r}, not a positive number")
+                raise self._bad(key, f"holds {_shown(item)}, not a positive number")
         return tuple(map(float, value))
 
     def items(self, key: str, count: int, default: Any) -> list[Any]:
@@ -204,7 +208,7 @@ class Fields:
         values = self.items(key, count, default)
         for value in values:
             if not any(value is other or (type(value) is type(other) and value == other) for other in allowed):
-                raise self._bad(key, f"holds {value!r}, none of {', '.join(map(repr, allowed))}")
+                raise self._bad(key, f"holds {_shown(value)}, none of {', '.join(map(repr, allowed))}")
         return values
 
     def choice(self, key: str, allowed: tuple[Any, ...]) -> Any:
@@ -213,7 +217,7 @@ class Fields:
         if value is None:
             return allowed[0]
         if value not in allowed:
-            raise self._bad(key, f"is {value!r}, none of {', '.join(map(repr, allowed))}")
+            raise self._bad(key, f"is {_shown(value)}, none of {', '.join(map(repr, allowed))}")
         return value
 
     def sections(self, key: str, most: int = 16) -> list[Fields]:
@@ -231,7 +235,7 @@ class Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise self._bad(key, f"is {value!r}, not true or false")
+            raise self._bad(key, f"is {_shown(value)}, not true or false")
         return value
 
     def section(self, key: str) -> Fields:
@@ -240,7 +244,7 @@ class Fields:
         if value is None:
             return Fields(self.path, {})
         if not isinstance(value, dict):
-            raise self._bad(key, f"is {value!r}, not an object")
+            raise self._bad(key, f"is {_shown(value)}, not an object")
         return Fields(self.path, value)
 
     def expect(self, key: str, supported: tuple[Any, ...]) -> None:
@@ -248,7 +252,7 @@ class Fields:
         value = self.values.get(self.prefix + key)
         if value is not None and value not in supported:
             raise UnsupportedError(
-                f"{self.path}: {self.prefix + key}: {value!r} is not supported",
+                f"{self.path}: {self.prefix + key}: {_shown(value)} is not supported",
                 remedy=f"supported: {', '.join(map(repr, supported))}",
             )
 
@@ -260,3 +264,13 @@ class Fields:
         """Raise when `divisor` does not divide `value`."""
         if value % divisor:
             raise self._bad(key, f"{value} is not a multiple of {divisor}")
+
+
+def _shown(value: Any) -> str:
+    """A value of a file as an error shows it: cut when it is long."""
+    if isinstance(value, list | str):
+        value = value[:80]
+    elif isinstance(value, dict):
+        value = dict(list(value.items())[:8])
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,8 @@ FAMILIES = Registry(
 # GGUF's names of architectures, where they differ from ours; see `_gguf_name` for those that two families share.
 _GGUF_NAMES = {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}
 
+_LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
+
 _MAX_VALUES = 1 << 12  # of an array among an architecture's keys: the most layers that are read
 
 
@@ -37,7 +40,8 @@ def read_family(checkpoint: Checkpoint) -> Family:
     key = "general.architecture" if checkpoint.format == "gguf" else "model_type"
     name = checkpoint.metadata.get(key)
     if not isinstance(name, str):
-        raise CheckpointError(checkpoint.path, key, "is missing", remedy="the file does not name its architecture")
+        problem = "is missing" if name is None else "is not a name"
+        raise CheckpointError(checkpoint.path, key, problem, remedy="it names the architecture: fetch the file again")
     gguf = checkpoint.format == "gguf"
     family: Family = FAMILIES.load(_gguf_name(name, checkpoint.metadata) if gguf else name)
     return family.for_file(checkpoint.tensors) if gguf else family
@@ -63,8 +67,7 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     else:
         config = _gguf_config(checkpoint, family, tensors)
     config = _check_weights(checkpoint, family, config)
-    if checkpoint.format == "gguf":
-        _refuse_unread(checkpoint, family, config)
+    _refuse_unread(checkpoint, family, config)
     return config
 
 
@@ -106,17 +109,30 @@ def _divisors(checkpoint: Checkpoint, name: str, count: int) -> tuple[float, ...
 
 
 def _refuse_unread(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> None:
-    """Every tensor of a GGUF file has its place: one that is left over would have changed what the model computes."""
+    """Every tensor has its place: one that is left over would have changed what the model computes.
+
+    Of safetensors the weights and biases of the layers are looked at. Tables stand in many files twice, and what lies
+    behind the last layer belongs to prediction modules.
+    """
+    gguf = checkpoint.format == "gguf"
     experts = 0 if config.moe is None else config.moe.experts
     read = set(family.gguf_divisors)
-    for weight in family.weights("gguf", config, parameter_shapes(config)):
+    for weight in family.weights(checkpoint.format, config, parameter_shapes(config)):
         read.update(weight.names(experts))
     for name in checkpoint.tensors:
-        if name not in read:
+        if name not in read and (gguf or _in_a_layer(name, config.layers)):
             raise UnsupportedError(
                 f"{checkpoint.path}: {name}: {family.name!r} has no place for this tensor",
-                remedy="use the model's safetensors, or convert the model again with a current converter",
+                remedy="use the model's safetensors, or convert the model again with a current converter"
+                if gguf
+                else "the model differs from its published family in a way that isn't built here",
             )
+
+
+def _in_a_layer(name: str, layers: int) -> bool:
+    """Whether a stored name is that of a weight or a bias of one of the first `layers` layers."""
+    found = _LAYER.match(name)
+    return found is not None and int(found[1]) < layers and name.endswith((".weight", ".bias"))
 
 
 def _check_weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> ModelConfig:
@@ -126,18 +142,16 @@ def _check_weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) 
     weights there are none.
     """
     experts = 0 if config.moe is None else config.moe.experts
-    missing = []
-    modules: set[bool] = set()
+    absent: str | None = None  # the first tensor of a prediction module that isn't there
+    present = False
     for weight in family.weights(checkpoint.format, config, parameter_shapes(config)):
         for stored in weight.names(experts):
             there = stored in checkpoint.tensors
             if weight.ours[0].startswith("mtp."):
-                modules.add(there)
-            if not there:
-                missing.append((stored, weight.ours[0].startswith("mtp.")))
-    if modules == {False}:
-        config = replace(config, mtp_layers=0)
-        missing = [(stored, module) for stored, module in missing if not module]
-    if missing:
-        raise CheckpointError(checkpoint.path, missing[0][0], "tensor is missing")
-    return config
+                present |= there
+                absent = absent or (None if there else stored)
+            elif not there:
+                raise CheckpointError(checkpoint.path, stored, "tensor is missing")
+    if absent is not None and present:
+        raise CheckpointError(checkpoint.path, absent, "tensor is missing")
+    return config if absent is None else replace(config, mtp_layers=0)

@@ -163,7 +163,7 @@ def describe_model(name: str) -> dict[str, Any]:
     from deepseek_r1.models.shapes import parameter_count
     from deepseek_r1.operate.architecture import describe_architecture
 
-    header = read_header(locate_model(name))
+    header = read_header(find_local(name))
     shape = header.config
     types: dict[str, dict[str, int]] = defaultdict(lambda: {"tensors": 0, "parameters": 0, "bytes": 0})
     for tensor in header.tensors.values():

@@ -170,9 +170,8 @@ def _on_disk(config: ModelConfig, stored: _Stored, machine: _Machine) -> Estimat
 
 def _estimate(config: ModelConfig, precision: DeepSeekConfig, weights: int, read: int, machine: _Machine) -> Estimate:
     per_token = memory.kv_bytes_per_token(config, precision)
-    fixed = memory.fixed_bytes(config, precision, machine.concurrent)
+    fixed = memory.fixed_bytes(config, precision, machine.context, machine.concurrent)
     slot = memory.slot_bytes(config, precision, machine.context)
-    fixed += machine.concurrent * slot
     cached = memory.kv_read_bytes(config, precision, machine.context)
     needed = weights + fixed + machine.tokens * per_token
     room = machine.memory_bytes - weights - fixed
@@ -226,7 +225,8 @@ def _stored(header: Header, family: Family, config: ModelConfig) -> _Stored | No
     format = "gguf" if header.format == "gguf" else "safetensors"
     weights = list(family.weights(format, config, shapes))
     if header.format == "config":
-        dtype = _STORED_NAMES.get(header.metadata.get("dtype") or header.metadata.get("torch_dtype") or "")
+        named = header.metadata.get("dtype") or header.metadata.get("torch_dtype")
+        dtype = _STORED_NAMES.get(named) if isinstance(named, str) else None
         try:
             block = fp8.block_size(header.path, header.metadata)
         except UnsupportedError:
@@ -234,7 +234,7 @@ def _stored(header: Header, family: Family, config: ModelConfig) -> _Stored | No
         if dtype is None:
             return None
         entries = [_expected(weight, stored_shape(weight, shapes), dtype, block) for weight in weights]
-        counts = [len(weight.names(experts)) for weight in weights]
+        counts = [experts if "{e}" in weight.stored else 1 for weight in weights]
         found = [(kind, size * count) for (kind, size), count in zip(entries, counts, strict=True)]
     else:
         found = [_found(header.tensors, weight.names(experts)) for weight in weights]

@@ -185,6 +185,7 @@ class Checkpoint:
             if scaled:
                 field = f"tensor {quoted(name + fp8.SCALE_SUFFIX)}"
                 raise file.error(field, f"is missing, and config.json says that tensor {quoted(name)} is scaled by it")
+            fp8.refuse_other_scales(file, name, self._stored)
             return fp8.BlockScaled(file, name, shape, np.ones(grid, np.float32), block, largest)
         info, field = scale.info, f"tensor {quoted(scale.info.name)}"
         if info.dtype not in fp8.SCALE_DTYPES:

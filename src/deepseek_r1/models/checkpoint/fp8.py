@@ -5,7 +5,7 @@ Format: https://github.com/deepseek-ai/DeepSeek-V3/blob/main/README_WEIGHTS.md, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ MAX_BLOCK = 1 << 16  # rows or columns; a chunk of a long row holds at least one
 
 LARGEST_F32 = float(np.finfo(np.float32).max)
 LARGEST_BF16 = float(np.array(0x7F7F7FFF, np.uint32).view(np.float32))  # the next float32 rounds to infinity
+
+# One scale per tensor, row or channel, as other programs write them; a leading dot replaces ".weight".
+_OTHER_SCALES = ("_scale", ".scale", ".weight_scale", ".scale_weight", "_inv_scale", ".weight_packed")
 
 _LARGEST_E4M3 = 448.0
 _NAN_CODE = 0x7F  # with either sign; E4M3 has no infinities
@@ -42,6 +45,17 @@ def _e4m3_values() -> npt.NDArray[np.float32]:
 E4M3_VALUES = _e4m3_values()
 
 
+def refuse_other_scales(file: MappedFile, name: str, names: Container[str]) -> None:
+    """Raise `UnsupportedError` where an FP8 tensor has scales of another layout beside it: without them it is wrong."""
+    for suffix in _OTHER_SCALES:
+        scale = (name.removesuffix(".weight") if suffix.startswith(".") else name) + suffix
+        if scale in names:
+            raise UnsupportedError(
+                f"{file.path}: tensor {quoted(name)} is FP8 scaled by {quoted(scale)}, a layout that isn't read",
+                remedy=f"use a checkpoint with scales of blocks (*{SCALE_SUFFIX}), or one in BF16",
+            )
+
+
 def block_size(path: Path, config: Mapping[str, Any]) -> tuple[int, int] | None:
     """(rows, columns) of the blocks that share a scale, None where `config` does not say that weights are scaled.
 
@@ -50,6 +64,11 @@ def block_size(path: Path, config: Mapping[str, Any]) -> tuple[int, int] | None:
     """
     settings = config.get("quantization_config")
     if settings is None:
+        if config.get("compression_config") is not None:
+            raise UnsupportedError(
+                f"{path}: compression_config: weights compressed by compressed-tensors are not read",
+                remedy=f"use a checkpoint stored as BF16, or as {DTYPE} with scales of blocks",
+            )
         return None
     if not isinstance(settings, dict):
         raise _config_error(path, "", "is not an object")
@@ -67,7 +86,7 @@ def block_size(path: Path, config: Mapping[str, Any]) -> tuple[int, int] | None:
             )
     sizes = settings.get("weight_block_size")
     if sizes is None:
-        return DEFAULT_BLOCK
+        return DEFAULT_BLOCK  # a scale of another layout then fails by its shape or its name
     # bool is a subclass of int, and true is no size
     if not isinstance(sizes, list) or [type(size) for size in sizes] != [int, int]:
         raise _config_error(path, ".weight_block_size", "is not a list of two integers")

@@ -119,8 +119,14 @@ def _window(fields: Fields, value: Any) -> int | None:
 
 def _mla(fields: Fields) -> MLAConfig:
     rank = fields.integer("q_rank", most=1 << 16) if "q_rank" in fields else None
-    widths = (fields.integer(name, most=1 << 12) for name in ("nope_dim", "rope_dim", "value_dim"))
-    return MLAConfig(rank, fields.integer("kv_rank", most=1 << 16), *widths)
+    return MLAConfig(
+        rank,
+        fields.integer("kv_rank", most=1 << 16),
+        fields.integer("nope_dim", most=1 << 12),
+        fields.integer("rope_dim", most=1 << 12),
+        fields.integer("value_dim", most=1 << 12),
+        fields.number("norm_eps", 1e-6, most=1),
+    )
 
 
 def _moe(fields: Fields, layers: int) -> MoEConfig:

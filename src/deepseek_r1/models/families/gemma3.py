@@ -41,12 +41,11 @@ def from_hf(fields: Fields) -> ModelConfig:
     fields.expect("use_bidirectional_attention", (False,))
     layers = fields.integer("num_hidden_layers", most=1 << 12)
     head_dim = fields.integer("head_dim", 256, most=1 << 12)
-    types = fields.values.get("layer_types")
-    if types is None:
+    if "layer_types" in fields:
+        types = fields.choices("layer_types", (LOCAL, GLOBAL), layers)
+    else:
         pattern = fields.integer("sliding_window_pattern", 6)
         types = [LOCAL if (layer + 1) % pattern else GLOBAL for layer in range(layers)]
-    if not isinstance(types, list) or len(types) != layers or not set(types) <= {LOCAL, GLOBAL}:
-        raise fields.fail("layer_types", f"is not a list of {layers} times {LOCAL!r} or {GLOBAL!r}")
     window = fields.integer("sliding_window", 4096)
     bias = fields.boolean("attention_bias", False)
     return llama.hf_config(

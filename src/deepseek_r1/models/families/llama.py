@@ -74,7 +74,7 @@ def hf_config(fields: Fields, family: str = "llama", *, rope: RopeConfig | None 
     hidden = fields.integer("hidden_size", most=1 << 20)
     kv_heads = fields.integer("num_key_value_heads", heads, most=1 << 12)
     fields.divides("num_attention_heads", heads, kv_heads)
-    head_dim = hf_head_dim(fields)
+    head_dim = options["head_dim"] if "head_dim" in options else hf_head_dim(fields)
     values: dict[str, Any] = dict(
         family=family,
         vocab_size=fields.integer("vocab_size"),

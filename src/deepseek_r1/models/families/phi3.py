@@ -40,7 +40,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     longest = fields.integer("max_position_embeddings", 4096)
     if section.values.get("rope_type" if "rope_type" in section else "type") in ("longrope", "su"):
         where = section if "original_max_position_embeddings" in section else fields
-        original = where.integer("original_max_position_embeddings", longest)
+        original = where.integer("original_max_position_embeddings", longest, least=2)
         factor = section.number("factor", longest / original)
         default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
         rope = replace(

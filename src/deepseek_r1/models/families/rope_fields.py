@@ -61,7 +61,8 @@ def _yarn(fields: Fields, section: Fields, theta: float, dim: int) -> RopeConfig
     elif mscale and all_dim:
         attention = yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
     else:
-        attention = yarn_mscale(factor, 1.0)
+        # DeepSeek-R1-0528-Qwen3-8B cancels the default by this factor. vLLM knows it, transformers passes it over.
+        attention = yarn_mscale(factor, 1.0) * section.number("attn_factor", 1.0)
     return RopeConfig(
         theta,
         dim,

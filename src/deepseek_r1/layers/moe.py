@@ -109,7 +109,7 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts plus a shared MLP that every token passes.
 
-    `expert_tokens` counts how many tokens each expert has had; it only grows, and whoever reads it takes differences.
+    `expert_tokens` counts how many tokens each expert has had; it only grows.
     """
 
     expert_tokens: Tensor

@@ -14,7 +14,7 @@ from deepseek_r1.core.errors import CheckpointError, UnsupportedError
 from deepseek_r1.core.registry import Registry
 from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.config import Fields, ModelConfig
-from deepseek_r1.models.families.base import Family
+from deepseek_r1.models.families.base import Family, Weight
 from deepseek_r1.models.families.rope_fields import with_divisors
 from deepseek_r1.models.shapes import parameter_shapes
 
@@ -66,8 +66,9 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
         config = family.from_hf(Fields(checkpoint.path, checkpoint.metadata))
     else:
         config = _gguf_config(checkpoint, family, tensors)
-    config = _check_weights(checkpoint, family, config)
-    _refuse_unread(checkpoint, family, config)
+    weights = list(family.weights(checkpoint.format, config, parameter_shapes(config)))
+    config = _check_weights(checkpoint, config, weights)
+    _refuse_unread(checkpoint, family, config, weights)
     return config
 
 
@@ -108,7 +109,7 @@ def _divisors(checkpoint: Checkpoint, name: str, count: int) -> tuple[float, ...
     raise CheckpointError(checkpoint.path, name, "is not one positive divisor per frequency")
 
 
-def _refuse_unread(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> None:
+def _refuse_unread(checkpoint: Checkpoint, family: Family, config: ModelConfig, weights: list[Weight]) -> None:
     """Every tensor has its place: one that is left over would have changed what the model computes.
 
     Of safetensors the weights and biases of the layers are looked at. Tables stand in many files twice, and what lies
@@ -117,7 +118,7 @@ def _refuse_unread(checkpoint: Checkpoint, family: Family, config: ModelConfig) 
     gguf = checkpoint.format == "gguf"
     experts = 0 if config.moe is None else config.moe.experts
     read = set(family.gguf_divisors)
-    for weight in family.weights(checkpoint.format, config, parameter_shapes(config)):
+    for weight in weights:
         read.update(weight.names(experts))
     for name in checkpoint.tensors:
         if name not in read and (gguf or _in_a_layer(name, config.layers)):
@@ -135,7 +136,7 @@ def _in_a_layer(name: str, layers: int) -> bool:
     return found is not None and int(found[1]) < layers and name.endswith((".weight", ".bias"))
 
 
-def _check_weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> ModelConfig:
+def _check_weights(checkpoint: Checkpoint, config: ModelConfig, weights: list[Weight]) -> ModelConfig:
     """Every weight is there, before anything of the size that the configuration claims is built.
 
     Prediction modules are left out of many copies whose config.json still counts them: without a trace of their
@@ -144,7 +145,7 @@ def _check_weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) 
     experts = 0 if config.moe is None else config.moe.experts
     absent: str | None = None  # the first tensor of a prediction module that isn't there
     present = False
-    for weight in family.weights(checkpoint.format, config, parameter_shapes(config)):
+    for weight in weights:
         for stored in weight.names(experts):
             there = stored in checkpoint.tensors
             if weight.ours[0].startswith("mtp."):

@@ -183,5 +183,5 @@ def check_scales(file: MappedFile, name: str, scales: npt.NDArray[np.float32]) -
 
 def _config_error(path: Path, field: str, problem: str) -> CheckpointError:
     return CheckpointError(
-        path, f"quantization_config{field}", problem, remedy="the model's configuration is not usable"
+        path, f"quantization_config{field}", problem, remedy="correct that field, or fetch the file again"
     )

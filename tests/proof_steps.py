@@ -19,6 +19,7 @@ from proof_progress import Progress
 TESTS = Path(__file__).resolve().parent
 FAMILIES = ("llama", "mistral-window", "qwen3", "deepseek_v3")
 """The last gets a prediction module, which guesses in its schedules too."""
+PRECISIONS = ("fp32", "bf16", "int8", "int4")
 SAVE_EVERY = 20
 GREEDY_TOKENS = 64
 
@@ -41,14 +42,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def schedules(count: int, seed: int, code: str, progress: Progress) -> tuple[dict[str, Any], bool]:
-    """Random schedules over tiny models, every other one guessing ahead; goes on where an interrupted run of the same
-    code ended.
+    """Random schedules over tiny models in every precision, every other one guessing ahead; goes on where an interrupted
+    run of the same code ended.
     """
     import torch
     from schedules import TOLERANCE, run_schedule
     from transformers.utils.logging import disable_progress_bar
 
-    from deepseek_r1.config.precision import DeepSeekConfig
+    from deepseek_r1.config.precision import parse_precision
+    from deepseek_r1.kernels import ops
     from deepseek_r1.models.loading import load_decoder
     from deepseek_r1.models.surgery import pack_linears
     from support import tiny
@@ -65,19 +67,26 @@ def schedules(count: int, seed: int, code: str, progress: Progress) -> tuple[dic
             state = earlier
     with tempfile.TemporaryDirectory(prefix="prove") as folder:
         paths = [tiny.save(name, Path(folder)) for name in FAMILIES]
-        decoders = [load_decoder(path, DeepSeekConfig(), pack=True) for path in paths[:-1]]
-        decoders.append(tiny.with_prediction_module(paths[-1]))
-        pack_linears(decoders[-1])
+        decoders = {
+            (precision, name): load_decoder(path, parse_precision(precision), pack=True)
+            for precision in PRECISIONS
+            for name, path in zip(FAMILIES, paths, strict=True)
+        }
+        guessing = tiny.with_prediction_module(paths[-1])
+        pack_linears(guessing)
+        decoders["fp32", FAMILIES[-1]] = guessing
+        kinds = list(decoders)
         try:
             for index in range(state["done"], count):
-                family = index % len(FAMILIES)
-                guesses = index // len(FAMILIES) % 2 == 1
-                outcome = run_schedule(decoders[family], seed * 1_000_000 + index, guesses=guesses)
+                precision, family = kinds[index % len(kinds)]
+                turn = index // len(kinds) % 4
+                drawn = seed * 1_000_000 + index
+                outcome = run_schedule(decoders[precision, family], drawn, guesses=turn == 1, ngram=turn == 3)
                 for name in totals:
                     state[name] += getattr(outcome, name)
                 state["worst"] = max(state["worst"], outcome.worst)
                 for name, found in (("ties", outcome.ties), ("problems", outcome.problems)):
-                    state[name] += [f"{FAMILIES[family]}, seed {seed * 1_000_000 + index}: {line}" for line in found]
+                    state[name] += [f"{family} in {precision}, seed {drawn}: {line}" for line in found]
                 state["done"] = index + 1
                 if state["done"] % SAVE_EVERY == 0:
                     write_json(file, state)
@@ -86,7 +95,8 @@ def schedules(count: int, seed: int, code: str, progress: Progress) -> tuple[dic
             write_json(file, state)
     file.unlink()  # complete: the next run is a new one
     result = {name: value for name, value in state.items() if name not in key}
-    result |= {"families": FAMILIES, "tolerance": TOLERANCE, "tie_count": len(state["ties"])}
+    result |= {"families": FAMILIES, "precisions": PRECISIONS, "path": ops.PATH}
+    result |= {"tolerance": TOLERANCE, "tie_count": len(state["ties"])}
     # Schedules that do not preempt, share or sample would show nothing.
     worth = state["preemptions"] > count / 5 and state["hits"] > 2 * count and state["tokens"] > 10 * count
     worth = worth and state["accepted"] > count / 5 and state["drafted"] - state["accepted"] > count / 5

@@ -44,7 +44,7 @@ class Step:
 
 
 STEPS = {
-    "schedules": Step(proof_steps.schedules, 2000, "schedules", "random schedules: each request as if it were alone"),
+    "schedules": Step(proof_steps.schedules, 4000, "schedules", "random schedules: each request as if it were alone"),
     "checkpoints": Step(proof_steps.checkpoints, 2000, "files", "mutated checkpoints: loaded, or a typed error"),
     "soak": Step(proof_steps.soak, 300, "s", "64 streams with clients that leave, then a flood, within --memory"),
     "smollm2": Step(proof_steps.smollm2, 20, "prompts", "greedy decoding of SmolLM2 as transformers does it"),

@@ -50,6 +50,11 @@ def worker() -> None:
                     try:
                         assert checkpoint.read(name).shape == info.shape
                         assert checkpoint.read_bf16_bits(name).shape == info.shape
+                        if len(info.shape) == 2:
+                            blocks = checkpoint.read_quantised(name)
+                            assert blocks is None or blocks.codes.shape == info.shape
+                            rows = checkpoint.read_rows(name, info.shape[0] // 2, info.shape[0])
+                            assert rows.shape == (info.shape[0] - info.shape[0] // 2, info.shape[1])
                     except UnsupportedError as error:
                         answer = {"outcome": "typed", "error": "UnsupportedError", "field": "stored type"}
                         assert ": tensor " in str(error) and error.remedy, str(error)

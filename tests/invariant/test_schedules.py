@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedules import TOLERANCE, Outcome, alone, make_engine, run_schedule
 
-from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
 from deepseek_r1.core.errors import RequestError
 from deepseek_r1.engine.block_pool import block_hash
 from deepseek_r1.engine.request import GenerateRequest, SamplingParams, ThinkFormat
@@ -46,6 +46,18 @@ def test_random_schedules(decoders: dict[str, Decoder]) -> None:
     assert sum(o.hits for o in seen) > 100
     assert sum(o.tokens for o in seen) > 500
     assert sum(len(o.ties) for o in seen) <= len(seen) // 10
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_random_schedules_at_other_precisions(precision: str, models_folder: Path) -> None:
+    names = ("llama", "qwen3", "mistral-window")
+    decoders = [load_decoder(tiny.save(name, models_folder), parse_precision(precision), pack=True) for name in names]
+    outcomes = [
+        run_schedule(decoders[seed % len(names)], 7000 + seed, guesses=seed % 4 == 1, ngram=seed % 4 == 3)
+        for seed in range(12)
+    ]
+    assert [problem for outcome in outcomes for problem in outcome.problems] == []
+    assert sum(outcome.tokens for outcome in outcomes) > 200
 
 
 def test_the_comparison_can_fail(decoders: dict[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from schedules import Outcome, alone, make_engine, run_schedule
 
 from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.engine import drafts
 from deepseek_r1.engine.request import GenerateRequest, SamplingParams, ThinkFormat, TokenLogprobs, TokenOutput
 from deepseek_r1.engine.sequence import Sequence
 from deepseek_r1.layers.context import Packed
@@ -46,6 +47,53 @@ def test_random_schedules_with_guesses(decoders: dict[str, Decoder]) -> None:
     assert sum(len(o.ties) for o in seen) <= len(seen) // 10
 
 
+def test_random_schedules_with_looked_up_guesses(decoders: dict[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Penalties, stop strings, thinking budgets, preemption, cancellation, prefix hits and resumes among them."""
+    seen: list[Outcome] = []
+    least = drafts.LEAST_CHANCE
+
+    @settings(max_examples=24, deadline=None, derandomize=True)
+    @given(seed=st.integers(0, 2**32), name=st.sampled_from(sorted(decoders)), eager=st.booleans())
+    def check(seed: int, name: str, eager: bool) -> None:
+        monkeypatch.setattr(drafts, "LEAST_CHANCE", 0 if eager else least)  # eager: whatever matches is guessed
+        outcome = run_schedule(decoders[name], seed, ngram=True)
+        seen.append(outcome)
+        assert not outcome.problems, outcome.problems
+
+    check()
+    assert sum(o.accepted for o in seen) > 100, "right guesses must be kept"
+    assert sum(o.drafted - o.accepted for o in seen) > 100, "wrong ones must be there to be refused"
+    assert sum(o.preemptions for o in seen) > 5 and sum(o.hits for o in seen) > 100
+    assert sum(len(o.ties) for o in seen) <= len(seen) // 10
+
+
+def test_guesses_follow_from_the_tokens_alone(decoders: dict[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the batch, the step's budget or the preemptions: after the same tokens the same is guessed."""
+    look_up = Sequence.look_up_drafts
+    guessed: dict[tuple[int, ...], tuple[int, ...]] = {}
+    again = 0
+
+    def noted(self: Sequence) -> None:
+        nonlocal again
+        look_up(self)
+        if self.computed == len(self.tokens) - 1 and not self.finish_reason:
+            again += tuple(self.tokens) in guessed and bool(self.drafts)
+            assert guessed.setdefault(tuple(self.tokens), self.drafts) == self.drafts
+
+    monkeypatch.setattr(Sequence, "look_up_drafts", noted)
+    prompts = [([40, 41, 42, 43, 44, 45, start] * 5)[:30] for start in (50, 51, 52, 53)]
+    params = SamplingParams(40, temperature=0, ignore_eos=True)
+    preempted = 0
+    for blocks, concurrent, step_tokens in ((64, 1, 256), (64, 4, 256), (64, 4, 5), (7, 4, 64)):
+        engine = make_engine(decoders["llama"], blocks, 16, concurrent, step_tokens, "ngram")
+        for index, prompt in enumerate(prompts):
+            engine.submit(GenerateRequest(f"r{index}", prompt, params))
+        while engine.has_work:
+            engine.step()
+        preempted += engine.stats.preemptions
+    assert again > 30 and preempted > 0
+
+
 def test_the_comparison_can_fail(decoders: dict[str, Decoder], monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence that takes a guess for the truth is found out."""
     append = Sequence.append
@@ -62,7 +110,7 @@ def test_the_module_s_guess_is_its_definition(decoders: dict[str, Decoder]) -> N
     """What the engine drafts is the module over the whole sequence at once: paged, chunked and after a prefix hit."""
     decoder = decoders["deepseek_v3"]
     prompt = torch.randint(8, 320, (45,), generator=torch.Generator().manual_seed(3)).tolist()
-    engine = make_engine(decoder, 64, 16, 2, 13)
+    engine = make_engine(decoder, 64, 16, 2, 13, "mtp")
     engine.submit(GenerateRequest("r", prompt, SamplingParams(6, temperature=0, ignore_eos=True)))
     compared = 0
     while engine.has_work:
@@ -106,7 +154,6 @@ def test_budgets_and_stops_hold_within_a_step_of_several_tokens(decoders: dict[s
     for name, params in cases.items():
         want = alone(decoder, GenerateRequest(name, [40, 41], params))[0]
         engine = make_engine(decoder, 64, 16, 2, 64)
-        engine.runner.speculates = True
 
         def draft(done, want=want):  # type: ignore[no-untyped-def]
             for item in done.work:

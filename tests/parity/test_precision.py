@@ -13,7 +13,8 @@ from deepseek_r1.kernels import ops
 from deepseek_r1.models.loading import load_decoder
 from support import tiny
 
-OPS = {"linear": "linear", "norm": "rms_norm", "rope": "rope", "attention": "attention", "activation": "gated"}
+ATTENTION = "paged_attention" if ops.NATIVE else "attention"
+OPS = {"linear": "linear", "norm": "rms_norm", "rope": "rope", "attention": ATTENTION, "activation": "gated"}
 
 
 def observed(path: Path, config: DeepSeekConfig, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:

@@ -41,7 +41,7 @@ def model(models_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = start_real(tmp_path_factory.mktemp("s"), str(model), "--speculative", "--max-concurrent", "4")
+    running = start_real(tmp_path_factory.mktemp("s"), str(model), "--speculative", "mtp", "--max-concurrent", "4")
     yield running
     running.close()
 
@@ -83,6 +83,6 @@ def test_the_use_of_experts_is_exported(server: Running) -> None:
 
 def test_a_model_without_a_module_is_refused(tmp_path: Path, models_folder: Path) -> None:
     folder = with_bytes_as_tokens(tiny.save("qwen2", models_folder))
-    code, errors, _ = refuse_to_start(tmp_path, str(folder), "--speculative")
-    assert code == 1 and "prediction module" in errors and "leave out --speculative" in errors
+    code, errors, _ = refuse_to_start(tmp_path, str(folder), "--speculative", "mtp", "--port", "0")
+    assert code == 1 and "prediction module" in errors and "choose --speculative ngram" in errors
     assert "Traceback" not in errors

@@ -243,7 +243,7 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "r.json"
     argv = "x.gguf --precision bf16 --memory 1GiB --concurrency 1,4 --prompts 2 --prompt-tokens 9 --max-tokens 6"
     assert benchmark_main([*argv.split(), "--json", str(file)]) == 0
-    loaded = {"name": "x.gguf", "precision": "bf16", "memory": 1 << 30, "max_concurrent": 4, "speculative": False}
+    loaded = {"name": "x.gguf", "precision": "bf16", "memory": 1 << 30, "max_concurrent": 4, "speculative": "off"}
     assert LocalModel.loaded == [loaded]
     assert [len(call["prompt"]) for call in LocalModel.calls] == [9] * (1 + 2 + 4)
     assert all(call["ignore_eos"] and call["stream"] and call["max_tokens"] == 6 for call in LocalModel.calls)

@@ -103,7 +103,7 @@ def test_no_verb_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--port", "abc"], "error: port must be an integer from 0 to 65535, not 'abc'"),
         (["serve", "--port", "1e3"], "error: port must be an integer from 0 to 65535, not '1e3'"),
         (["serve", "--memory", "lots"], "error: memory must be a size in bytes"),
-        (["serve", "--precision", "int8"], "error: precision 'int8' is not available yet"),
+        (["serve", "--precision", "fp8"], "error: precision 'fp8' is not available yet"),
         (["chat", "--temperature", "-1"], "error: temperature must be a number from 0 to 2, not -1.0"),
         (["generate", "--config", "none.toml"], "error: none.toml: cannot be read"),
     ],
@@ -253,7 +253,7 @@ def test_generate_streams(seen: dict[str, Any], capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "one two\x1b[2J 三\n"
     assert seen["loaded"] == (
         "x.gguf",
-        {"precision": "bf16", "memory": None, "max_concurrent": 1, "speculative": False},
+        {"precision": "bf16", "memory": None, "max_concurrent": 1, "speculative": "off"},
     )
     assert seen["settings"] == {
         "max_tokens": 5,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deepseek_r1.config.base import MAX_FILE_BYTES, Config, option, parse_size
 from deepseek_r1.config.bench import BenchmarkConfig
 from deepseek_r1.config.generate import GenerateConfig
-from deepseek_r1.config.precision import OPERATOR_CLASSES, DeepSeekConfig, parse_precision
+from deepseek_r1.config.precision import OPERATOR_CLASSES, QUANTISABLE, DeepSeekConfig, parse_precision
 from deepseek_r1.config.serve import ServeConfig
 from deepseek_r1.core.errors import ConfigError, UnsupportedError
 
@@ -158,7 +158,7 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path: Path) -> None:
     [
         ("a.toml", b'port = "80"', "a.toml: port must be an integer .*, not '80'"),
         ("a.yaml", b"prot: 80", "a.yaml: ServeConfig has no setting 'prot' .*did you mean 'port'"),
-        ("a.yaml", b"precision: int8", "a.yaml: precision 'int8' is not available yet"),
+        ("a.yaml", b"precision: fp8", "a.yaml: precision 'fp8' is not available yet"),
         ("a.toml", b"port = = 1", r"a.toml: .*line 1"),
         ("a.yaml", b"port: [1", r"a.yaml: .*line 1"),
         ("a.yaml", b"- port", "must hold a table of settings"),
@@ -226,6 +226,21 @@ def test_uniform_precision() -> None:
         config = DeepSeekConfig(precision_mode=mode)
         assert {config.dtype_of(name) for name in OPERATOR_CLASSES} == {mode}
         assert config.name == mode
+    for mode in ("int8", "int4"):
+        config = parse_precision(mode)
+        assert {name: config.dtype_of(name) for name in OPERATOR_CLASSES} == {
+            **dict.fromkeys(OPERATOR_CLASSES, "fp32"),
+            **dict.fromkeys(("embedding", "linear", "lm_head"), mode),
+            "kv_cache": "bf16",
+        }
+        assert config.name == mode
+
+
+def test_auto_has_no_formats_before_a_model_is_opened() -> None:
+    config = parse_precision("auto")
+    assert config == DeepSeekConfig("auto") and config.name == "auto"
+    with pytest.raises(ConfigError, match="resolved when a model is opened"):
+        config.dtype_of("linear")
 
 
 def test_mixed_precision() -> None:
@@ -241,14 +256,24 @@ def test_mixed_precision() -> None:
         "kv_cache": "bf16",
     }
     assert DeepSeekConfig(precision_mode="mixed").dtype_of("norm") == "fp32"
+    config = DeepSeekConfig("mixed", int8_ops=("lm_head",), int4_ops=("linear",))
+    assert [config.dtype_of(name) for name in ("lm_head", "linear", "embedding", "norm")] == [
+        *("int8", "int4", "bf16", "fp32")
+    ]
 
 
-@given(st.dictionaries(st.sampled_from(OPERATOR_CLASSES), st.sampled_from(["fp32", "bf16"])))
-def test_the_name_of_a_mixture_is_canonical(chosen: dict[str, str]) -> None:
+@given(
+    st.dictionaries(st.sampled_from(OPERATOR_CLASSES), st.sampled_from(["fp32", "bf16"])),
+    st.dictionaries(st.sampled_from(QUANTISABLE), st.sampled_from(["int8", "int4"])),
+)
+def test_the_name_of_a_mixture_is_canonical(floats: dict[str, str], quantised: dict[str, str]) -> None:
+    chosen = floats | quantised
+
     def ops(dtype: str) -> tuple[str, ...]:
         return tuple(name for name, given_dtype in chosen.items() if given_dtype == dtype)
 
     config = DeepSeekConfig(precision_mode="mixed", fp32_ops=ops("fp32"), bf16_ops=ops("bf16"))
+    config = config.update(int8_ops=ops("int8"), int4_ops=ops("int4"))
     read = parse_precision(config.name)
     assert [read.dtype_of(name) for name in OPERATOR_CLASSES] == [config.dtype_of(name) for name in OPERATOR_CLASSES]
     assert read.name == config.name
@@ -257,14 +282,13 @@ def test_the_name_of_a_mixture_is_canonical(chosen: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"precision_mode": "int8"}, UnsupportedError, "'int8' is not available yet"),
-        ({"precision_mode": "auto"}, UnsupportedError, "'auto' is not available yet"),
-        ({"precision_mode": "fp16"}, UnsupportedError, "'fp16' is not available yet"),
+        ({"precision_mode": "fp8"}, UnsupportedError, "'fp8' is not available yet"),
+        ({"precision_mode": "fp16"}, UnsupportedError, "'fp16' is not available yet.*int8, int4, mixed, auto"),
         ({"precision_mode": "bf61"}, ConfigError, r"unknown precision 'bf61' \(did you mean 'bf16'\?\)"),
         (
-            {"precision_mode": "mixed", "int8_ops": ["linear"]},
+            {"precision_mode": "mixed", "int8_ops": ["linear", "attention"]},
             UnsupportedError,
-            "int8 is not available yet.*fp32, bf16",
+            "'attention' does not compute in int8 .*embedding, linear, lm_head",
         ),
         ({"precision_mode": "mixed", "fp32_ops": ["attn"]}, ConfigError, "did you mean 'attention'"),
         ({"precision_mode": "mixed", "fp32_ops": "linear"}, ConfigError, "fp32_ops must be a list of texts"),
@@ -272,6 +296,9 @@ def test_the_name_of_a_mixture_is_canonical(chosen: dict[str, str]) -> None:
         ({"precision_mode": "mixed", "fp32_ops": ["norm", "norm"]}, ConfigError, "'norm' is named twice"),
         ({"precision_mode": "bf16", "fp32_ops": ["norm"]}, ConfigError, "use precision_mode='mixed'"),
         ({"fp32_ops": ["norm"]}, ConfigError, "use precision_mode='mixed'"),
+        ({"precision_mode": "int8", "int8_ops": ["linear"]}, ConfigError, "use precision_mode='mixed'"),
+        ({"precision_mode": "mixed", "int4_ops": ["linea"]}, ConfigError, "did you mean 'linear'"),
+        ({"precision_mode": "mixed", "int4_ops": ["linear"], "int8_ops": ["linear"]}, ConfigError, "named twice"),
     ],
 )
 def test_precisions_that_are_refused(settings: dict[str, object], error: type[Exception], words: str) -> None:

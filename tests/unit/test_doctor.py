@@ -95,6 +95,28 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert checks["disk"].detail.endswith("free for models")
 
 
+def test_kernels_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DEEPSEEK_R1_KERNELS", raising=False)
+    there, absent = doctor.check_kernels(lambda: True), doctor.check_kernels(lambda: False)
+    assert there.status == "ok" and "int8, int4" in there.detail
+    assert absent.status == "warn" and "memory of fp32" in absent.detail and "g++" in absent.mend
+    monkeypatch.setenv("DEEPSEEK_R1_KERNELS", "torch")
+    assert doctor.check_kernels().mend == "unset DEEPSEEK_R1_KERNELS"
+
+
+def test_packed_weights_and_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "deepseek-r1/packed"
+    folder.mkdir(parents=True)
+    (folder / "x.packed").write_bytes(b"?" * (1 << 20))
+    for limit, status, words in (("3GiB", "ok", f"1 in {folder}, 0.0 GiB of at most 3.0 GiB"), ("0", "warn", "none")):
+        monkeypatch.setenv("DEEPSEEK_R1_CACHE_LIMIT", limit)
+        check = doctor.check_packed_weights()
+        assert check.status == status and check.detail.startswith(words)
+    monkeypatch.setenv("DEEPSEEK_R1_CACHE_LIMIT", "lots")
+    assert "DEEPSEEK_R1_CACHE_LIMIT" in doctor.check_packed_weights().detail
+
+
 def test_bandwidth_is_that_of_memory() -> None:
     rate = doctor.copy_bandwidth(0.1)
     assert 1e8 < rate < 5e12  # between a very busy machine and any that is built
@@ -136,6 +158,8 @@ def test_all_checks_run_without_torch() -> None:
         "bandwidth",
         "logs",
         "cache",
+        "kernels",
+        "packed weights",
         "disk",
         "default model",
         "port 8080",

@@ -15,7 +15,7 @@ import pytest
 
 from deepseek_r1.cli.main import build_parser, main
 from deepseek_r1.cli.options import config_from
-from deepseek_r1.config.precision import PRECISION_MODES, parse_precision
+from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.config.serve import ServeConfig
 from deepseek_r1.core.errors import CapacityError, UnsupportedError
 from deepseek_r1.engine import build, memory, paged
@@ -28,7 +28,7 @@ from deepseek_r1.models.registry import FAMILIES
 from deepseek_r1.models.saving import save_model
 from deepseek_r1.models.shapes import parameter_shapes
 from deepseek_r1.operate.catalogue import read_header
-from deepseek_r1.operate.plan import Estimate, Plan, plan
+from deepseek_r1.operate.plan import PRECISIONS, Estimate, Plan, plan
 from support.own_models import CONFIGS, made
 from support.published_models import PUBLISHED, R1, write_config
 
@@ -95,13 +95,43 @@ HAND_FP32 = {
 }
 
 
+# Weights and what a token reads, packed by native kernels in 8 and in 4 bits, from a file in bf16. Rows are padded to
+# 64 (these all are multiples), 8 bits take 130 bytes for 128 weights, 4 bits 18 bytes for 32, norms and biases 4 bytes
+# each; tables are 8 bits in both, and stand once where they are tied.
+# Llama: 1_050_673_152 in two tables, 6_979_321_856 in linears, 266_240 in norms; a token reads one of the tables and a
+# row of the other, 4160 bytes.
+# Qwen: 1_089_994_752 in two tables, 6_525_288_448 in linears, 333_312 in norms and biases; a row has 3640 bytes.
+# SmolLM3: 262_668_288 in the tied table, 2_812_280_832 in linears, 149_504 in norms; all of it is read, and 2080 bytes.
+HAND_NATIVE = {
+    "Llama-3.1-8B": (
+        1_050_673_152 * 130 // 128 + 6_979_321_856 * 130 // 128 + 266_240 * 4,
+        525_336_576 * 130 // 128 + 4160 + 6_979_321_856 * 130 // 128 + 266_240 * 4,
+        1_050_673_152 * 130 // 128 + 6_979_321_856 * 18 // 32 + 266_240 * 4,
+        525_336_576 * 130 // 128 + 4160 + 6_979_321_856 * 18 // 32 + 266_240 * 4,
+    ),
+    "Qwen2.5-7B": (
+        1_089_994_752 * 130 // 128 + 6_525_288_448 * 130 // 128 + 333_312 * 4,
+        544_997_376 * 130 // 128 + 3640 + 6_525_288_448 * 130 // 128 + 333_312 * 4,
+        1_089_994_752 * 130 // 128 + 6_525_288_448 * 18 // 32 + 333_312 * 4,
+        544_997_376 * 130 // 128 + 3640 + 6_525_288_448 * 18 // 32 + 333_312 * 4,
+    ),
+    "SmolLM3-3B": (
+        262_668_288 * 130 // 128 + 2_812_280_832 * 130 // 128 + 149_504 * 4,
+        262_668_288 * 130 // 128 + 2080 + 2_812_280_832 * 130 // 128 + 149_504 * 4,
+        262_668_288 * 130 // 128 + 2_812_280_832 * 18 // 32 + 149_504 * 4,
+        262_668_288 * 130 // 128 + 2080 + 2_812_280_832 * 18 // 32 + 149_504 * 4,
+    ),
+}
+
+
 def named(found: Plan) -> dict[str, Estimate]:
     return {each.name: each for each in found.estimates}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_configuration_alone_is_planned_as_by_hand(name: str, tmp_path: Path) -> None:
-    found = plan(str(write_config(tmp_path, name)), memory_bytes=64 << 30, context=1000, bandwidth=100e9)
+    path = str(write_config(tmp_path, name))
+    found = plan(path, memory_bytes=64 << 30, context=1000, bandwidth=100e9, native=False)
     total, active, weights, read, per_token = HAND[name]
     assert (found.format, found.parameters, found.active_parameters) == ("config", total, active)
     bf16, fp32, disk = (named(found)[form] for form in ("bf16", "fp32", "on disk"))
@@ -116,30 +146,46 @@ def test_a_configuration_alone_is_planned_as_by_hand(name: str, tmp_path: Path) 
         assert (disk.stored_as, disk.weights_bytes, found.file_bytes) == (("BF16",), 2 * total, 2 * total)
 
 
+@pytest.mark.parametrize("name", HAND_NATIVE)
+def test_packed_weights_are_planned_as_by_hand(name: str, tmp_path: Path) -> None:
+    path = str(write_config(tmp_path, name))
+    int8, int4 = (
+        named(plan(path, memory_bytes=64 << 30, bandwidth=100e9, native=True))[mode] for mode in ("int8", "int4")
+    )
+    figures = (int8.weights_bytes, int8.read_bytes_per_token, int4.weights_bytes, int4.read_bytes_per_token)
+    assert figures == HAND_NATIVE[name]
+    assert int8.kv_bytes_per_token == int4.kv_bytes_per_token == HAND[name][4], "in bf16"
+    torch_alone = named(plan(path, memory_bytes=64 << 30, bandwidth=100e9, native=False))["int4"]
+    parameters, table = HAND[name][0], PUBLISHED[name]["vocab_size"] * PUBLISHED[name]["hidden_size"]
+    assert torch_alone.weights_bytes == 4 * parameters, "float32, a tied table once"
+    assert torch_alone.read_bytes_per_token < 4 * parameters + table
+
+
 def test_at_least_ten_are_planned() -> None:
     assert len(PUBLISHED) >= 10 and set(HAND) == set(HAND_FP32) == set(PUBLISHED)
 
 
 def test_what_fits_beside_the_weights_of_llama(tmp_path: Path) -> None:
     """24 GB, bf16. Arena: activations (256 + 1) * (8*4096 + 4*14_336 + 4*48*128) * 4 = 117_899_264, gathered rows
-    2 * 8192 * 4096 = 67_108_864, masks 256 * 4096 * 5 = 5_242_880, logits (12 + 64) * 128_256 = 9_747_456.
-    Processes and reserves: 224 + 96 + 128 + 96 MiB = 570_425_344. With the weights, 16_060_522_496: 16_830_946_304.
+    2 * 8192 * 4096 = 67_108_864, masks 256 * 4096 * 5 = 5_242_880, logits of 12 rows (144 + 64) * 128_256
+    = 26_677_248.
+    Processes and reserves: 224 + 96 + 128 + 96 MiB = 570_425_344. With the weights, 16_060_522_496: 16_847_876_096.
     """
     path = str(write_config(tmp_path, "Llama-3.1-8B"))
-    bf16 = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9))["bf16"]
-    assert bf16.kv_tokens == 54_688, "7_169_053_696 bytes hold 3418 blocks of 16 * 131_072"
-    assert bf16.needed_bytes == 16_830_946_304 + 4096 * 131_072
+    bf16 = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9, native=True))["bf16"]
+    assert bf16.kv_tokens == 54_560, "7_152_123_904 bytes hold 3410 blocks of 16 * 131_072"
+    assert bf16.needed_bytes == 16_847_876_096 + 4096 * 131_072
     assert bf16.fits and (bf16.missing_bytes, bf16.way_out) == (0, "")
     # A token short of the last block, and at the last byte.
-    assert named(plan(path, memory_bytes=bf16.needed_bytes, bandwidth=50e9))["bf16"].fits
-    short = named(plan(path, memory_bytes=bf16.needed_bytes - 1, bandwidth=50e9))["bf16"]
+    assert named(plan(path, memory_bytes=bf16.needed_bytes, bandwidth=50e9, native=True))["bf16"].fits
+    short = named(plan(path, memory_bytes=bf16.needed_bytes - 1, bandwidth=50e9, native=True))["bf16"]
     assert (short.fits, short.missing_bytes, short.kv_tokens) == (False, 1, 4080)
-    assert short.way_out == "--context 4080 fits, or give it 17GiB of memory"
-    # Four requests of 20_000: activations 119_275_520, gathered 163_840_000, masks 25_600_000, logits 14_364_672. With
-    # processes and weights 16_954_028_032: 3359 blocks, 53_744 tokens, 13_424 in whole blocks for each.
-    four = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9, context=20_000, concurrent=4))["bf16"]
-    assert not four.fits and four.way_out.startswith("--context 13424 fits, or ")
-    fp32 = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9))["fp32"]
+    assert short.way_out == "--context 4080 fits, or int8 fits, or give it 17GiB of memory"
+    # Four requests of 20_000: activations 119_275_520, gathered 163_840_000, masks 25_600_000, logits 26_677_248. With
+    # processes and weights 16_966_340_608: 3353 blocks, 53_648 tokens, 13_408 in whole blocks for each.
+    four = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9, context=20_000, concurrent=4, native=True))["bf16"]
+    assert not four.fits and four.way_out.startswith("--context 13408 fits, or ")
+    fp32 = named(plan(path, memory_bytes=24 * 10**9, bandwidth=50e9, native=True))["fp32"]
     assert fp32.kv_tokens == 0 and fp32.way_out.startswith("bf16 fits, or give it ")
 
 
@@ -169,20 +215,20 @@ def test_an_unknown_form_of_weights_is_left_out(tmp_path: Path) -> None:
     for change in ({"torch_dtype": None}, {"quantization_config": {"quant_method": "awq"}}):
         (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Llama-3.1-8B"] | change))
         found = plan(str(tmp_path), memory_bytes=1 << 36, bandwidth=1e9)
-        assert [each.name for each in found.estimates] == ["fp32", "bf16"] and found.file_bytes is None
+        assert [each.name for each in found.estimates] == [*PRECISIONS] and found.file_bytes is None
 
 
 # --- the arithmetic against what torch allocates ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "precision"), [*product(CONFIGS, PRECISION_MODES)])
+@pytest.mark.parametrize(("name", "precision"), [*product(CONFIGS, ("fp32", "bf16", "mixed"))])
 def test_weights_are_those_of_a_decoder(name: str, precision: str) -> None:
     config, mode = CONFIGS[name], parse_precision(precision)
     decoder = Decoder(config, mode)
     held = {id(p): p.numel() * p.element_size() for p in decoder.parameters()}
     packed = decoder.lm_head.weight  # a second copy where the table is tied
     copy = packed.numel() * packed.element_size() if id(packed) == id(decoder.embedding.weight) else 0
-    assert memory.weights_bytes(config, mode) == sum(held.values()) + copy
+    assert memory.weights_bytes(config, mode, memory.Storage(False)) == sum(held.values()) + copy
 
 
 @pytest.mark.parametrize(("name", "precision"), [*product(CONFIGS, ("fp32", "bf16"))])
@@ -193,19 +239,22 @@ def test_what_a_cache_takes(name: str, precision: str) -> None:
     assert cache.nbytes == blocks + 3 * memory.slot_bytes(config, mode, 100)
 
 
+PLAIN = memory.Storage(False)
+
+
 def test_a_prediction_module_is_counted_where_it_is_loaded() -> None:
     """R1's is one more mixture of 11_507_286_272, a projection of 2 * 7168 * 7168 and three norms of 7168."""
     r1 = FAMILIES.load("deepseek_v3").from_hf(Fields("R1", R1))
     bf16 = parse_precision("bf16")
-    more = memory.weights_bytes(r1, bf16) - memory.weights_bytes(memory.served(r1), bf16)
+    more = memory.weights_bytes(r1, bf16, PLAIN) - memory.weights_bytes(memory.served(r1), bf16, PLAIN)
     assert more == 2 * 11_610_068_224 + 2 * 1_835_264
     assert memory.kv_bytes_per_token(r1, bf16) == 70_272 + 576 * 2
-    assert memory.read_bytes(r1, bf16) == memory.read_bytes(memory.served(r1), bf16) == 73_464_141_824
+    assert memory.read_bytes(r1, bf16, PLAIN) == memory.read_bytes(memory.served(r1), bf16, PLAIN) == 73_464_141_824
 
 
 def test_guessing_ahead_needs_a_module() -> None:
     with pytest.raises(UnsupportedError, match="no prediction module"):
-        build.load_engine(locate_model("default"), memory_bytes=1, speculative=True)
+        build.load_engine(locate_model("default"), memory_bytes=1, speculative="mtp")
 
 
 def test_layers_without_blocks_get_as_many_as_the_context_needs(tmp_path: Path) -> None:
@@ -235,9 +284,10 @@ def test_the_plan_and_the_engine_agree_on_the_least_budget(tmp_path: Path, monke
     def loading(*_: Any, **__: Any) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr(build, "load_decoder", loading)
+    monkeypatch.setattr(build, "load_packed", loading)
+    monkeypatch.setattr(build, "checkpoint_types", lambda checkpoint, shape: {})
     monkeypatch.setattr(build, "open_checkpoint", lambda path: Checkpoint(Path(path), "safetensors", {}, {}, ()))
-    for name, precision in product(("DeepSeek-R1", "gemma-3-1b"), ("fp32", "bf16")):
+    for name, precision in product(("DeepSeek-R1", "gemma-3-1b"), PRECISIONS):
         path = write_config(tmp_path, name) if precision == "fp32" else tmp_path / name
         shape = read_header(path).config
         monkeypatch.setattr(build, "read_config", lambda checkpoint, shape=shape: shape)
@@ -301,7 +351,7 @@ def no_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any) -> None:
         raise AssertionError("tensor data was read")
 
-    for method in ("read", "read_into", "read_bf16_bits", "read_bf16_bits_into"):
+    for method in ("read", "read_into", "read_rows", "read_quantised", "read_bf16_bits", "read_bf16_bits_into"):
         monkeypatch.setattr(Checkpoint, method, refused)
 
 
@@ -378,19 +428,25 @@ def test_a_model_in_the_hubs_cache_is_found_and_none_is_fetched(
 # --- the verb ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_says_what_r1_would_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_says_what_r1_would_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepseek_r1.operate.plan.native_kernels", lambda: True)
     path = str(write_config(tmp_path, "DeepSeek-R1") / "config.json")
     assert main(["plan", path, "--memory", "16GB", "--bandwidth", "20", "--context", "32768"]) == 0
     out = capsys.readouterr().out
     rows = {line[:34].strip(): line[34:].split() for line in out.splitlines()}
-    assert rows["weights"] == ["2,684.11", "GB", "1,342.27", "GB", "673.15", "GB"]
-    assert rows["keys and values per token"] == ["140,544", "B", "70,272", "B", "70,272", "B"]
-    assert rows["fits"] == ["no", "no", "no"]
-    assert rows["tokens/s at most"] == ["0.14", "0.27", "0.53"]  # 20 over 146.50, 73.46 and 37.67
-    assert rows["tokens/s at 32,768 tokens"] == ["0.13", "0.26", "0.5"]  # 4.61, 2.30 and 2.30 GB more
+    weights = rows["weights"][::2]  # fp32, bf16, int8, int4, on disk
+    assert (*weights[:2], weights[4]) == ("2,684.11", "1,342.27", "673.15") and rows["weights"][1::2] == ["GB"] * 5
+    assert 2600 < float(weights[3].replace(",", "")) < float(weights[2].replace(",", "")) < 2684, "experts stay fp32"
+    assert rows["keys and values per token"] == ["140,544", "B", *["70,272", "B"] * 4]
+    assert rows["fits"] == ["no"] * 5
+    most, with_context = rows["tokens/s at most"], rows["tokens/s at 32,768 tokens"]
+    assert (*most[:2], most[4]) == ("0.14", "0.27", "0.53")  # 20 over 146.50, 73.46 and 37.67
+    assert (*with_context[:2], with_context[4]) == ("0.13", "0.26", "0.5")  # 4.61, 2.30 and 2.30 GB more
     assert "671,026,419,200, 36,625,625,600 active for each token" in out
     assert "11,610,068,224 in prediction modules, not loaded for serving" in out
-    assert "bf16: 1,329.99 GB are missing. Give it 1254GiB of memory." in out
+    assert "bf16: 1,330.01 GB are missing. Give it 1254GiB of memory." in out
     assert "an upper bound for one request, set by memory bandwidth" in out
 
 
@@ -401,7 +457,7 @@ def test_the_machine_is_asked_where_nothing_is_given(capsys: pytest.CaptureFixtu
     assert 1e8 < found["memory_bytes"] <= total and not found["memory_given"]
     assert 1e8 < found["bandwidth"] < 1e13 and not found["bandwidth_given"]
     assert (found["family"], found["context"], found["concurrent"]) == ("llama", 4096, 1)
-    assert [each["name"] for each in found["estimates"]] == ["fp32", "bf16", "on disk"]
+    assert [each["name"] for each in found["estimates"]] == [*PRECISIONS, "on disk"]
 
 
 def test_planning_imports_no_torch(tmp_path: Path) -> None:

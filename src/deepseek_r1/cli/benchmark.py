@@ -21,8 +21,11 @@ from deepseek_r1.operate.benchmark import Target, measure_level, prompt_words, r
 
 def benchmark(config: BenchmarkConfig) -> int:
     """Measure every level, print the table, write the file. Exit code 1 when any request failed."""
-    if config.json is not None and not Path(config.json).absolute().parent.is_dir():
-        raise ConfigError(f"{config.json}: its folder does not exist", remedy="make the folder, then measure")
+    require_folder(config.json)
+    if config.compare is not None:
+        from deepseek_r1.cli.compare import compare
+
+        return compare(config)
     progress = Progress()
     with _target(config) as target:
         levels = list(_levels(target, config, progress))
@@ -32,7 +35,7 @@ def benchmark(config: BenchmarkConfig) -> int:
         for error in level["errors"]:
             print(f"failed at concurrency {level['concurrency']}: {error}", file=sys.stderr)
     if config.json is not None:
-        _write(Path(config.json), _report(config, levels))
+        write(Path(config.json), json.dumps(_report(config, levels), indent=2) + "\n")
     return 1 if any(level["failed"] for level in levels) else 0
 
 
@@ -107,11 +110,17 @@ def _report(config: BenchmarkConfig, levels: list[dict[str, Any]]) -> dict[str, 
     }
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:
-    """Write the report whole or not at all."""
+def require_folder(path: str | None) -> None:
+    """Raise `ConfigError` before anything is measured where the results could not be written."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"{path}: its folder does not exist", remedy="make the folder, then measure")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a report whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(json.dumps(report, indent=2) + "\n")
+        part.write_text(text)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

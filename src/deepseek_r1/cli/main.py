@@ -25,12 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def benchmark_main(argv: Sequence[str] | None = None) -> int:
-    """Run `deepseek-benchmark`, which is `deepseek-r1 benchmark`."""
-    (verb,) = (verb for verb in VERBS if verb.words == ("benchmark",))
-    parser = Parser(prog="deepseek-benchmark", description=verb.help)
+    """Run `deepseek-benchmark`, which is `deepseek-r1 benchmark`; its first word may be `roofline`, that other verb."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = "roofline" if words[:1] == ["roofline"] else "benchmark"
+    (verb,) = (verb for verb in VERBS if verb.words == (name,))
+    program = "deepseek-benchmark" if name == "benchmark" else f"deepseek-benchmark {words.pop(0)}"
+    parser = Parser(prog=program, description=verb.help)
     parser.add_argument("--version", action="version", version=f"deepseek-benchmark {__version__}")
     _fill(parser, verb)
-    return _guarded(parser, argv)
+    return _guarded(parser, words)
 
 
 def build_parser() -> Parser:
@@ -72,7 +75,7 @@ def _guarded(parser: Parser, argv: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except MemoryError:
-        return _fail("not enough memory", "close other programs, or take a smaller model or --precision bf16", 1)
+        return _fail("not enough memory", "close other programs, or take a smaller model or --precision int8", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", "deepseek-r1 doctor checks this machine", 1)

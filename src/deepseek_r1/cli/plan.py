@@ -79,7 +79,7 @@ def _page(plan: Plan) -> str:
         "\nkeys and values before it. Computing takes time besides."
     )
     if any(each.name == "on disk" for each in plan.estimates):
-        notes.append("on disk: as if it were computed in the form of the file, which this version unpacks.")
+        notes.append("on disk: as if everything were computed in the form of the file.")
     return "\n\n".join([pairs(head), figures, "\n".join(notes)])
 
 

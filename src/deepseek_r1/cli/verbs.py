@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepseek_r1.config.base import Config
-from deepseek_r1.config.bench import BenchmarkConfig
+from deepseek_r1.config.bench import BenchmarkConfig, RooflineConfig
+from deepseek_r1.config.cache import CacheConfig
 from deepseek_r1.config.chat import ChatConfig
 from deepseek_r1.config.doctor import DoctorConfig
 from deepseek_r1.config.generate import GenerateConfig
@@ -50,6 +51,18 @@ VERBS = (
         "deepseek_r1.cli.models:pull_model",
     ),
     Verb(
+        ("cache", "list"),
+        "list the packed weights that are kept for quick starts",
+        CacheConfig,
+        "deepseek_r1.cli.cache:list_cache",
+    ),
+    Verb(
+        ("cache", "clear"),
+        "remove the packed weights that are kept for quick starts",
+        CacheConfig,
+        "deepseek_r1.cli.cache:clear_cache",
+    ),
+    Verb(
         ("plan",),
         "say what a model would take on a machine, and how fast it could be, without its weights",
         PlanConfig,
@@ -58,11 +71,20 @@ VERBS = (
     Verb(("doctor",), "check this machine, and say how to mend it", DoctorConfig, "deepseek_r1.cli.doctor:doctor"),
     Verb(
         ("benchmark",),
-        "measure throughput, time to first token and inter-token latency",
+        "measure throughput, time to first token and inter-token latency, or compare with other engines",
         BenchmarkConfig,
         "deepseek_r1.cli.benchmark:benchmark",
     ),
+    Verb(
+        ("roofline",),
+        "say how near a model comes to the machine's limits: read bandwidth, and operations per second",
+        RooflineConfig,
+        "deepseek_r1.cli.roofline:roofline",
+    ),
 )
 
-GROUPS = {"models": "list, describe and fetch models"}
+GROUPS = {
+    "models": "list, describe and fetch models",
+    "cache": "show and empty the cache of packed weights",
+}
 """Words that only group verbs."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from deepseek_r1.config.base import Config, option
-from deepseek_r1.config.precision import parse_precision
+from deepseek_r1.config.precision import PRECISION_HELP, PRECISION_METAVAR, parse_precision
+from deepseek_r1.config.speculation import HELP, Speculation
 
 
 class LocalModelConfig(Config):
@@ -18,9 +19,9 @@ class LocalModelConfig(Config):
         positional=True,
     )
     precision: str = option(
-        default="fp32",
-        help="number format of the model's operators: fp32, bf16, or mixed:CLASS=FORMAT,...",
-        metavar="fp32|bf16|mixed",
+        default="auto",
+        help=PRECISION_HELP,
+        metavar=PRECISION_METAVAR,
     )
     memory: int | None = option(
         default=None,
@@ -28,10 +29,7 @@ class LocalModelConfig(Config):
         minimum=1,
         size=True,
     )
-    speculative: bool = option(
-        default=False,
-        help="let the model's own prediction module guess a token ahead; the text stays what it would be without",
-    )
+    speculative: Speculation = option(default="off", help=HELP)
 
     def check(self) -> None:
         """Refuse precisions that are not there."""

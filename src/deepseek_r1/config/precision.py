@@ -8,64 +8,94 @@ from deepseek_r1.config.base import Config, option
 from deepseek_r1.core.errors import ConfigError, UnsupportedError
 from deepseek_r1.core.registry import nearest
 
-Dtype = Literal["fp32", "bf16"]
+Dtype = Literal["fp32", "bf16", "int8", "int4"]
 
 OPERATOR_CLASSES = ("embedding", "linear", "norm", "rope", "attention", "activation", "lm_head", "kv_cache")
 """The operator classes that a mixture can name."""
 
-PRECISION_MODES = ("fp32", "bf16", "mixed")
-_PLANNED = ("fp16", "fp8", "int8", "int4", "auto")
+PRECISION_MODES = ("fp32", "bf16", "int8", "int4", "mixed", "auto")
+PRECISION_METAVAR = "|".join(PRECISION_MODES)
+PRECISION_HELP = (
+    "number format of the model's operators: fp32, bf16, int8 or int4 weights, auto (the one nearest to the file's), "
+    "or mixed:CLASS=FORMAT,..."
+)
+"""The words of the option wherever a command takes a precision."""
+
+QUANTISABLE = ("embedding", "linear", "lm_head")
+"""The operator classes with weights that can be kept in 8 or 4 bits."""
+
+QUANTISED_KV_CACHE: Dtype = "bf16"
+"""The format of keys and values in the modes "int8" and "int4"."""
+
+_PLANNED = ("fp16", "fp8")
 _SENSITIVE = ("norm", "rope")  # cheap, and the first to lose accuracy: fp32 in a mixture unless named
-_AVAILABLE = "available: fp32, bf16"
+_AVAILABLE = f"available: {', '.join(PRECISION_MODES)}"
 
 
 class DeepSeekConfig(Config):
     """Precision of the model's operators.
 
-    In the modes "fp32" and "bf16" every operator class computes in that format. In mode "mixed" the classes named in
-    `fp32_ops` and `bf16_ops` do as named; of the others, norm and rope compute in fp32 and the rest in bf16.
+    In the modes "fp32" and "bf16" every operator class computes in that format. In the modes "int8" and "int4" the
+    weights of linears, of the embedding and of the output layer are kept in 8 or 4 bits, keys and values in bf16, and
+    the rest computes in fp32: routers, experts and the up-projections of latent attention too, whose weights stay fp32.
+    "int4" keeps a file's own 4- and 8-bit blocks as they are, and tables that come without such blocks in 8 bits.
+    "auto" is resolved to the mode nearest to the file's own form when a model is opened. In mode "mixed" the classes
+    named in `fp32_ops`, `bf16_ops`, `int8_ops` and `int4_ops` do as named; of the others, norm and rope compute in
+    fp32 and the rest in bf16.
     Raises `ConfigError` for unknown or contradicting names, `UnsupportedError` for formats that are not there yet.
     """
 
     precision_mode: str = option(
-        default="fp32", help="number format of all operators, or 'mixed'", metavar="fp32|bf16|mixed"
+        default="fp32", help="number format of all operators, 'auto', or 'mixed'", metavar=PRECISION_METAVAR
     )
     fp32_ops: tuple[str, ...] = option(default=(), help="operator classes that compute in fp32 (mode mixed)")
     bf16_ops: tuple[str, ...] = option(default=(), help="operator classes that compute in bf16 (mode mixed)")
-    int8_ops: tuple[str, ...] = option(default=(), help="operator classes that compute in int8 (not available yet)")
+    int8_ops: tuple[str, ...] = option(
+        default=(), help="operator classes whose weights are kept in 8 bits (mode mixed)"
+    )
+    int4_ops: tuple[str, ...] = option(
+        default=(), help="operator classes whose weights are kept in 4 bits (mode mixed)"
+    )
 
     def check(self) -> None:
         """Refuse formats that are not there, unknown classes, and classes named twice."""
         _check_mode(self.precision_mode)
-        if self.int8_ops:
-            raise UnsupportedError("int8_ops: int8 is not available yet", remedy=_AVAILABLE)
-        if self.precision_mode != "mixed" and (self.fp32_ops or self.bf16_ops):
+        named = [(name, f"int{bits}") for bits in (8, 4) for name in getattr(self, f"int{bits}_ops")]
+        if self.precision_mode != "mixed" and (self.fp32_ops or self.bf16_ops or named):
             raise ConfigError(
-                f"fp32_ops and bf16_ops have no meaning in precision_mode={self.precision_mode!r}",
+                f"fp32_ops, bf16_ops, int8_ops and int4_ops have no meaning in precision_mode={self.precision_mode!r}",
                 remedy="use precision_mode='mixed'",
             )
         seen: set[str] = set()
-        for name in (*self.fp32_ops, *self.bf16_ops):
-            if name not in OPERATOR_CLASSES:
-                raise ConfigError(
-                    f"unknown operator class {name!r}{nearest(name, list(OPERATOR_CLASSES))}",
-                    remedy=f"operator classes: {', '.join(OPERATOR_CLASSES)}",
-                )
+        for name in (*self.fp32_ops, *self.bf16_ops, *self.int8_ops, *self.int4_ops):
+            _check_class(name)
             if name in seen:
                 raise ConfigError(f"operator class {name!r} is named twice", remedy="name it once, in one list")
             seen.add(name)
+        for name, dtype in named:
+            if name not in QUANTISABLE:
+                raise UnsupportedError(
+                    f"operator class {name!r} does not compute in {dtype}",
+                    remedy=f"classes with weights in 8 or 4 bits: {', '.join(QUANTISABLE)}",
+                )
 
     def dtype_of(self, operator_class: str) -> Dtype:
         """The format in which `operator_class` computes. Raises `ConfigError` for an unknown class."""
-        if operator_class not in OPERATOR_CLASSES:
-            raise ConfigError(
-                f"unknown operator class {operator_class!r}{nearest(operator_class, list(OPERATOR_CLASSES))}",
-                remedy=f"operator classes: {', '.join(OPERATOR_CLASSES)}",
-            )
-        if self.precision_mode == "fp32" or operator_class in self.fp32_ops:
-            return "fp32"
-        if self.precision_mode == "bf16" or operator_class in self.bf16_ops:
-            return "bf16"
+        _check_class(operator_class)
+        match self.precision_mode:
+            case "auto":
+                raise ConfigError("precision 'auto' has no formats", remedy="it is resolved when a model is opened")
+            case "fp32" | "bf16" as dtype:
+                return dtype
+            case "int8" | "int4" as dtype if operator_class in QUANTISABLE:
+                return dtype
+            case "int8" | "int4":
+                return QUANTISED_KV_CACHE if operator_class == "kv_cache" else "fp32"
+        named: dict[Dtype, tuple[str, ...]]
+        named = {"fp32": self.fp32_ops, "bf16": self.bf16_ops, "int8": self.int8_ops, "int4": self.int4_ops}
+        for dtype, classes in named.items():
+            if operator_class in classes:
+                return dtype
         return "fp32" if operator_class in _SENSITIVE else "bf16"
 
     @property
@@ -77,7 +107,7 @@ class DeepSeekConfig(Config):
 
 
 def parse_precision(text: str) -> DeepSeekConfig:
-    """Read "fp32", "bf16", "mixed" or "mixed:attention=bf16,norm=fp32". Raises `ConfigError` or `UnsupportedError`."""
+    """Read a mode such as "int8", or "mixed:attention=bf16,linear=int8". Raises `ConfigError` or `UnsupportedError`."""
     mode, colon, rest = text.partition(":")
     _check_mode(mode)
     if not colon:
@@ -86,14 +116,22 @@ def parse_precision(text: str) -> DeepSeekConfig:
         raise ConfigError(
             f"precision {text!r}: only 'mixed' takes operator classes", remedy="write mixed:attention=bf16"
         )
-    named: dict[str, list[str]] = {"fp32": [], "bf16": [], "int8": []}
+    named: dict[str, list[str]] = {"fp32": [], "bf16": [], "int8": [], "int4": []}
     for part in rest.split(","):
         name, _, dtype = (word.strip() for word in part.partition("="))
         if dtype not in named:
             _check_mode(dtype)
             raise ConfigError(f"precision {text!r}: {part!r} is not class=format", remedy="write mixed:attention=bf16")
         named[dtype].append(name)
-    return DeepSeekConfig(mode, tuple(named["fp32"]), tuple(named["bf16"]), tuple(named["int8"]))
+    return DeepSeekConfig(mode, *(tuple(classes) for classes in named.values()))
+
+
+def _check_class(name: str) -> None:
+    if name not in OPERATOR_CLASSES:
+        raise ConfigError(
+            f"unknown operator class {name!r}{nearest(name, list(OPERATOR_CLASSES))}",
+            remedy=f"operator classes: {', '.join(OPERATOR_CLASSES)}",
+        )
 
 
 def _check_mode(mode: str) -> None:

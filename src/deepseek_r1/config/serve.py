@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from deepseek_r1.config.base import Config, option
-from deepseek_r1.config.precision import parse_precision
+from deepseek_r1.config.precision import PRECISION_HELP, PRECISION_METAVAR, parse_precision
+from deepseek_r1.config.speculation import HELP, Speculation
 from deepseek_r1.core.errors import ConfigError
 
 
@@ -21,9 +22,9 @@ class ServeConfig(Config):
     )
     port: int = option(default=8080, help="port to listen on; 0 takes a free one", minimum=0, maximum=65535, short="-p")
     precision: str = option(
-        default="fp32",
-        help="number format of the model's operators: fp32, bf16, or mixed:CLASS=FORMAT,...",
-        metavar="fp32|bf16|mixed",
+        default="auto",
+        help=PRECISION_HELP,
+        metavar=PRECISION_METAVAR,
     )
     memory: int | None = option(
         default=None,
@@ -35,10 +36,7 @@ class ServeConfig(Config):
     max_queue: int | None = option(
         default=None, help="requests that wait beyond those; more get a 429; default: 4 x --max-concurrent", minimum=0
     )
-    speculative: bool = option(
-        default=False,
-        help="let the model's own prediction module guess a token ahead; the text stays what it would be without",
-    )
+    speculative: Speculation = option(default="off", help=HELP)
     api_key: str | None = option(
         default=None,
         help="clients must send this as their bearer token (safer in the environment than on the command line)",

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
+from deepseek_r1.config.speculation import Speculation, parse_speculation
 from deepseek_r1.core.environment import memory_available, process_pss
-from deepseek_r1.core.errors import CapacityError, UnsupportedError
+from deepseek_r1.core.errors import CapacityError
+from deepseek_r1.engine.drafts import check_speculation
 from deepseek_r1.engine.engine import Engine
 from deepseek_r1.engine.memory import (
     BLOCK_SIZE,
@@ -16,6 +18,7 @@ from deepseek_r1.engine.memory import (
     LEAST_TOKENS,
     MARGIN,
     MAX_STEP_TOKENS,
+    Storage,
     advised,
     kv_bytes_per_token,
     length_bytes,
@@ -23,52 +26,52 @@ from deepseek_r1.engine.memory import (
     served,
     weights_bytes,
 )
+from deepseek_r1.kernels import ops
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.config import ModelConfig
-from deepseek_r1.models.loading import load_decoder
+from deepseek_r1.models.formats import checkpoint_types, resolve
+from deepseek_r1.models.packed_cache import load_packed
 from deepseek_r1.models.registry import read_config
 
 
 def load_engine(
     model_path: str | Path,
     *,
-    precision: str | DeepSeekConfig = "fp32",
+    precision: str | DeepSeekConfig = "auto",
     memory_bytes: int | None = None,
     max_concurrent: int = 32,
     companion_pid: int | None = None,
     max_step_tokens: int = MAX_STEP_TOKENS,
-    speculative: bool = False,
+    speculative: Speculation = "off",
 ) -> Engine:
     """Load the model and give the KV pool what is left of the budget.
 
     `memory_bytes` bounds weights, KV pool, arena and logits. With a `companion_pid` (the server's API process) it
     bounds the proportional set size of both processes, all of it; without one, what the model adds to this process.
-    None takes half of the memory that is available at the start. With `speculative` the model's prediction modules are
-    loaded too, and guess tokens ahead. Raises `CapacityError` when the model does not fit, `UnsupportedError` when it
-    has no prediction module to guess with, or layers that can't take a guess back.
+    None takes half of the memory that is available at the start. `speculative` says who guesses tokens ahead; with
+    "mtp" the model's prediction modules are loaded too. Raises `CapacityError` when the model does not fit,
+    `ConfigError` for a way to guess that is not there, `UnsupportedError` when the model has no prediction module to
+    guess with, or layers that can't take a guess back.
     """
+    speculative = parse_speculation(speculative)
     foreign = 0 if companion_pid is not None else _resident(None)
     config_ = precision if isinstance(precision, DeepSeekConfig) else parse_precision(precision)
     budget = memory_bytes or memory_available() // 2
     with open_checkpoint(model_path) as checkpoint:
         shape = read_config(checkpoint)
-    if speculative and not shape.mtp_layers:
-        raise UnsupportedError(
-            f"{model_path} has no prediction module that could guess tokens ahead", remedy="leave out --speculative"
-        )
-    if speculative and {"ring", "delta"} & set(shape.mixers):
-        raise UnsupportedError(
-            f"{model_path} keeps rings or states, from which a wrong guess could not be taken back",
-            remedy="leave out --speculative",
-        )
-    shape = shape if speculative else served(shape)
-    weights = weights_bytes(shape, config_)
+        config_ = resolve(config_, checkpoint, bf16=ops.NATIVE)
+        storage = Storage(ops.NATIVE, checkpoint_types(checkpoint, shape))
+    slot_state = bool({"ring", "delta"} & set(shape.mixers))
+    check_speculation(speculative, modules=shape.mtp_layers, slot_state=slot_state, model=str(model_path))
+    shape = shape if speculative == "mtp" else served(shape)
+    weights = weights_bytes(shape, config_, storage)
     steps = (max_concurrent, max_step_tokens)
     before = _resident(companion_pid) - foreign
     _check(shape, config_, budget, before + weights + FREE, steps)
-    decoder = load_decoder(model_path, config_, pack=True, mtp=speculative)
+    decoder = load_packed(model_path, config_, mtp=speculative == "mtp")
     _trim()
-    taken = _resident(companion_pid) - foreign + MARGIN
+    # Mapped weights count as resident once they are read, which may not be yet.
+    taken = max(_resident(companion_pid) - foreign, before + weights) + MARGIN
     length = _check(shape, config_, budget, taken, steps)
     per_block = BLOCK_SIZE * kv_bytes_per_token(shape, config_)
     # No more than every slot at full length could use. Where every layer keeps a ring or a state, blocks only count.
@@ -83,6 +86,7 @@ def load_engine(
         max_length=length,
         weights_version=str(Path(model_path).resolve()),
         weights_bytes=weights,
+        speculative=speculative,
     )
 
 

@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
+from deepseek_r1.config.speculation import Speculation
 from deepseek_r1.core.errors import RequestError
 from deepseek_r1.engine.block_pool import BlockPool
+from deepseek_r1.engine.memory import SAMPLED_ROWS
 from deepseek_r1.engine.paged import KVCache
 from deepseek_r1.engine.request import EngineStats, ExpertLoad, GenerateRequest, TokenOutput
 from deepseek_r1.engine.runner import Computed, Runner
@@ -38,6 +40,7 @@ class Engine:
         max_length: int | None = None,
         weights_version: str = "0",
         weights_bytes: int = 0,
+        speculative: Speculation = "off",
     ) -> None:
         self.max_model_len = min(decoder.config.max_position, num_blocks * block_size)
         if max_length is not None:
@@ -49,9 +52,11 @@ class Engine:
             BlockPool(num_blocks, block_size),
             max_concurrent,
             max_step_tokens,
+            # A prediction module guesses for every sequence: what it costs is spent by then.
+            sampled_rows=2 * max_concurrent if speculative == "mtp" else SAMPLED_ROWS,
             share_prefixes=not cache.has_slot_state,
         )
-        self.runner = Runner(decoder, cache)
+        self.runner = Runner(decoder, cache, speculative)
         self.block_size = block_size
         self.kv_blocks = num_blocks
         self.kv_bytes = cache.nbytes
@@ -133,8 +138,7 @@ class Engine:
                 self._counts["prompt_tokens"] += min(item.count, item.sequence.prompt_length - item.start)
             self._counts["draft_tokens"] += len(item.drafts)
             self.scheduler.computed(item)
-        if self.runner.speculates:
-            self.runner.draft(done)
+        self.runner.draft(done)
         for output in outputs:
             sequence = self._sequences[output.request_id]
             if len(sequence.tokens) - len(output.token_ids) == sequence.prompt_length:

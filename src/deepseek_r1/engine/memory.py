@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.kernels.built import native_kernels
 from deepseek_r1.models.config import ModelConfig
+from deepseek_r1.models.formats import (
+    Types,
+    WeightFormat,
+    is_product,
+    operator_class,
+    packed_bytes,
+    product_of,
+    quantised_format,
+)
 from deepseek_r1.models.shapes import kv_width, parameter_shapes
 
-ITEM_BYTES = {"fp32": 4, "bf16": 2}
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "int8": 4, "int4": 4}
+"""Bytes of a plain number of an operator class. Classes whose weights are kept in 8 or 4 bits are float32 besides."""
 
 BLOCK_SIZE = 16
 MAX_STEP_TOKENS = 256
 GATHER_TOKENS = 8192
 """Key positions gathered at once for decoding: bounds the arena, and keeps the gathered rows near the caches."""
+
+SAMPLED_ROWS = 12
+"""Rows of logits of a step with guesses at most: more sequences and guesses than that cost as much as steps."""
 
 LEAST_TOKENS = 256
 """A pool smaller than this serves no conversation: refuse to start instead."""
@@ -51,17 +65,31 @@ def served(config: ModelConfig) -> ModelConfig:
     return replace(config, mtp_layers=0)
 
 
-def weights_bytes(config: ModelConfig, precision: DeepSeekConfig) -> int:
+@dataclass(frozen=True)
+class Storage:
+    """What the bytes of weights depend on besides the model: whether the kernels are `native`, and how the file stores
+    them (`types`, by our names). Without native kernels weights in 8 or 4 bits are held as float32.
+    """
+
+    native: bool
+    types: Types = field(default_factory=dict)
+
+
+HERE = Storage(native_kernels())
+"""Weights that a file stores as floats, with the kernels of this machine."""
+
+
+def weights_bytes(config: ModelConfig, precision: DeepSeekConfig, storage: Storage = HERE) -> int:
     """Bytes that a loaded, packed decoder of this shape takes."""
-    total = sum(math.prod(shape) * size for _, shape, size in _stored(config, precision))
-    # A tied table stands twice: plain for lookups, packed for the output layer.
-    return total + _tied_table(config, precision)
+    total = sum(_kept(config, precision, storage).values())
+    # A tied table stands twice, plain for lookups and packed for the output layer, unless both read the same codes.
+    return total if _is_shared(config, precision, storage) else total + _tied_table(config, precision, storage)
 
 
-def read_bytes(config: ModelConfig, precision: DeepSeekConfig) -> int:
+def read_bytes(config: ModelConfig, precision: DeepSeekConfig, storage: Storage = HERE) -> int:
     """Bytes of weights that decoding one token of one request reads: active experts, and one row of the embedding."""
-    sizes = {name: math.prod(shape) * size for name, shape, size in _stored(served(config), precision)}
-    return active_bytes(config, sizes) + _tied_table(config, precision)
+    sizes = _kept(served(config), precision, storage)
+    return active_bytes(config, sizes) + _tied_table(config, precision, storage)
 
 
 def active_bytes(config: ModelConfig, sizes: dict[str, int]) -> int:
@@ -111,7 +139,8 @@ def arena_bytes(
     activations = (max_step_tokens + max_concurrent) * per_token * 4
     gathered = 2 * max(GATHER_TOKENS, length) * _row_bytes(config, precision)
     masks = max_step_tokens * length * 5
-    rows = max_concurrent * (2 if config.mtp_layers else 1)  # a guess is verified together with the token before it
+    # Guesses are verified together with the token before them; a prediction module makes one for every sequence.
+    rows = max(SAMPLED_ROWS, max_concurrent * (2 if config.mtp_layers else 1))
     logits = (rows * 12 + 64) * config.vocab_size
     return activations + gathered + masks + logits
 
@@ -146,12 +175,14 @@ def fixed_bytes(config: ModelConfig, precision: DeepSeekConfig, length: int, max
     return LIBRARIES + API_PROCESS + length_bytes(config, precision, length, max_concurrent, MAX_STEP_TOKENS) + FREE
 
 
-def peak_bytes(config: ModelConfig, precision: DeepSeekConfig, *, context: int, concurrent: int) -> int:
+def peak_bytes(
+    config: ModelConfig, precision: DeepSeekConfig, storage: Storage = HERE, *, context: int, concurrent: int
+) -> int:
     """The most that the engine's process is expected to have resident, when `concurrent` requests reach `context`.
 
     Pages of the KV pool count once they are written, however large the pool is.
     """
-    base = LIBRARIES + weights_bytes(served(config), precision)
+    base = LIBRARIES + weights_bytes(served(config), precision, storage)
     tokens = concurrent * -(-context // BLOCK_SIZE) * BLOCK_SIZE
     kept = tokens * kv_bytes_per_token(config, precision)
     besides = length_bytes(config, precision, context, concurrent, MAX_STEP_TOKENS)
@@ -163,13 +194,37 @@ def advised(nbytes: int) -> int:
     return (nbytes // ADVICE_STEP + 2) * ADVICE_STEP
 
 
-def _stored(config: ModelConfig, precision: DeepSeekConfig) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Every weight with its shape and the bytes of one element. Some are float32 in every precision."""
-    size = {name: ITEM_BYTES[precision.dtype_of(name)] for name in ("embedding", "linear", "norm", "lm_head")}
+def _kept(config: ModelConfig, precision: DeepSeekConfig, storage: Storage) -> dict[str, int]:
+    """Bytes of every weight by our name; of those that are packed into one product, under the first one's name."""
+    sizes: dict[str, int] = {}
+    products: dict[object, tuple[str, int, int]] = {}  # what they have in common -> (first name, rows, columns)
     for name, shape in parameter_shapes(config).items():
-        kind = "embedding" if name == "embedding.weight" else "lm_head" if name == "lm_head.weight" else "linear"
-        kind = "norm" if "norm." in name else kind
-        yield name, shape, 4 if any(part in name for part in _FLOAT32) else size[kind]
+        kept = _format(precision, storage, name, shape)
+        if is_product(name, shape):
+            key = (product_of(name), kept)
+            first, rows, columns = products.get(key, (name, 0, shape[1]))
+            products[key] = first, rows + shape[0], columns
+            sizes[first] = _matrix_bytes(rows + shape[0], columns, kept, storage)
+        elif name == "lm_head.weight" or not isinstance(kept, int):
+            sizes[name] = _matrix_bytes(shape[0], shape[1], kept, storage)
+        else:
+            sizes[name] = math.prod(shape) * (4 if any(part in name for part in _FLOAT32) else kept)
+    return sizes
+
+
+def _format(
+    precision: DeepSeekConfig, storage: Storage, name: str, shape: tuple[int, ...], as_class: str | None = None
+) -> WeightFormat | int:
+    """How a weight is kept: a quantised format, or the bytes of a plain element."""
+    kept = quantised_format(precision, name, shape, storage.types.get(name), as_class=as_class)
+    return kept or ITEM_BYTES[precision.dtype_of(as_class or operator_class(name))]
+
+
+def _matrix_bytes(rows: int, columns: int, kept: WeightFormat | int, storage: Storage) -> int:
+    """Bytes of a packed matrix."""
+    if storage.native:
+        return packed_bytes(rows, columns, kept)
+    return rows * columns * (kept if isinstance(kept, int) else ITEM_BYTES["fp32"])
 
 
 def _row_bytes(config: ModelConfig, precision: DeepSeekConfig) -> int:
@@ -190,6 +245,15 @@ def _slots(config: ModelConfig, precision: DeepSeekConfig, context: int) -> Iter
             yield 1, 4 * ((delta.conv_kernel - 1) * channels + state)
 
 
-def _tied_table(config: ModelConfig, precision: DeepSeekConfig) -> int:
-    """Bytes of the output layer's own copy of a tied table, all of which every token reads."""
-    return config.tie_embeddings * config.vocab_size * config.hidden_size * ITEM_BYTES[precision.dtype_of("lm_head")]
+def _tied_table(config: ModelConfig, precision: DeepSeekConfig, storage: Storage) -> int:
+    """Bytes that the output layer of a tied table reads for every token."""
+    if not config.tie_embeddings:
+        return 0
+    shape = (config.vocab_size, config.hidden_size)
+    return _matrix_bytes(*shape, _format(precision, storage, "embedding.weight", shape, "lm_head"), storage)
+
+
+def _is_shared(config: ModelConfig, precision: DeepSeekConfig, storage: Storage) -> bool:
+    shape = (config.vocab_size, config.hidden_size)
+    formats = {_format(precision, storage, "embedding.weight", shape, kind) for kind in ("embedding", "lm_head")}
+    return config.tie_embeddings and len(formats) == 1 and not isinstance(formats.pop(), int)

@@ -15,6 +15,7 @@ from torch import Tensor
 from deepseek_r1.engine.memory import GATHER_TOKENS
 from deepseek_r1.engine.slots import Ring
 from deepseek_r1.kernels import ops
+from deepseek_r1.kernels.spans import Spans
 from deepseek_r1.layers.context import KVLayout, StateLayout, Step, causal_mask, visible
 
 
@@ -194,13 +195,23 @@ class _RingGroup:
 class Paged:
     """The context of one step: the spans of its sequences, one-token spans first, over the cache.
 
-    A span from position 0 starts its slot anew, whatever an earlier sequence left there.
+    A span from position 0 starts its slot anew, whatever an earlier sequence left there. `positions` and `native_spans`
+    are made from the spans unless they are given (where they stand at fixed places, see `RecordedSteps`).
     """
 
-    def __init__(self, cache: KVCache, spans: Items[Span]) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        spans: Items[Span],
+        positions: Tensor | None = None,
+        native_spans: Spans | None = None,
+    ) -> None:
         self.cache = cache
         self.spans = spans
-        self.positions = torch.tensor([p for span in spans for p in range(span.start, span.length)])
+        self._given_spans = native_spans
+        if positions is None:
+            positions = torch.tensor([p for span in spans for p in range(span.start, span.length)])
+        self.positions = positions
         self._ring_groups: dict[Ring, list[_RingGroup]] = {}
         cache.clear_states([span.slot for span in spans if span.start == 0])
 
@@ -215,8 +226,12 @@ class Paged:
         window: int | None = None,
     ) -> Tensor:
         """See `AttentionContext.attend`."""
-        pool, rows = self.cache.pools[layer_index], layout.rows(k, v)
+        pool = self.cache.pools[layer_index]
         window = layout.reach(window)
+        if ops.NATIVE and layout.window is None:
+            size = layout.value_dim
+            return ops.paged_attention(q, k, v, pool, self._native_spans, value_dim=size, scale=scale, window=window)
+        rows = layout.rows(k, v)
         groups: Items[_Group | _RingGroup]
         if layout.window is None:
             groups = self._groups
@@ -246,6 +261,12 @@ class Paged:
                 pool.index_copy_(0, slots, state.to(pool.dtype))
             out.append(result.squeeze(dim))
         return out[0] if len(out) == 1 else torch.cat(out)
+
+    @cached_property
+    def _native_spans(self) -> Spans:
+        if self._given_spans is not None:
+            return self._given_spans
+        return Spans.of([(span.start, span.count, span.blocks) for span in self.spans], self.cache.block_size)
 
     @cached_property
     def _groups(self) -> list[_Group]:

@@ -9,19 +9,27 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from deepseek_r1.config.speculation import Speculation
+from deepseek_r1.engine.drafts import check_speculation
 from deepseek_r1.engine.paged import KVCache, Paged, Span
+from deepseek_r1.engine.recorded import MOST_TOKENS, RecordedSteps
 from deepseek_r1.engine.request import TokenOutput
 from deepseek_r1.engine.sampler import sample
 from deepseek_r1.engine.scheduler import Work
+from deepseek_r1.kernels import ops
 from deepseek_r1.models.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A step's work in the order of its rows, and their hidden states (T, hidden)."""
+    """A step's work in the order of its rows, and their hidden states (T, hidden).
+
+    `logits` (T, vocabulary) are there already where every row is sampled from.
+    """
 
     work: list[Work]
     hidden: Tensor
+    logits: Tensor | None = None
 
     @property
     def first_rows(self) -> list[int]:
@@ -32,22 +40,30 @@ class Computed:
 class Runner:
     """The decoder with its KV cache.
 
-    With prediction modules (and no layer whose state can't be taken back) the first of them guesses a token ahead. A
-    guess is computed together with the token before it and kept if it is what sampling chooses there: since a token's
-    random number depends on its position alone, the output is the one without guesses.
+    With `speculative` tokens are guessed ahead, by the first prediction module or from the request's own text. A guess
+    is computed together with the token before it and kept if it is what sampling chooses there: since a token's random
+    number depends on its position alone, the output is the one without guesses. Raises `UnsupportedError` where there
+    is no module to guess with, or a layer from which a wrong guess can't be taken back.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, speculative: Speculation = "off") -> None:
+        check_speculation(speculative, modules=len(decoder.mtp), slot_state=cache.has_slot_state)
         self.decoder = decoder
         self.cache = cache
-        self.speculates = len(decoder.mtp) > 0 and not cache.has_slot_state
+        self.speculative = speculative
+        self._recorded = RecordedSteps(decoder, cache) if ops.NATIVE else None
 
     @torch.inference_mode()
     def run(self, work: Items[Work]) -> Computed:
         """Compute the keys and values of all work."""
         work = sorted(work, key=lambda item: item.count > 1)  # `Paged` wants one-token spans first
-        paged = Paged(self.cache, [_span(item, item.count) for item in work])
+        spans = [_span(item, item.count) for item in work]
         ids = [token for item in work for token in item.token_ids]
+        recorded = self._recorded
+        decodes = all(item.samples and item.count == len(item.drafts) + 1 for item in work)
+        if recorded is not None and recorded.unable is None and decodes and len(ids) <= MOST_TOKENS:
+            return Computed(work, *recorded.run(ids, spans))
+        paged = Paged(self.cache, spans)
         return Computed(work, self.decoder(torch.tensor(ids), paged.positions, paged))
 
     @torch.inference_mode()
@@ -62,7 +78,9 @@ class Runner:
             going.append((item, len(rows)))
             last = first + item.count
             rows += range(last - len(item.drafts) - 1, last)
-        logits = self.decoder.logits(done.hidden if len(rows) == len(done.hidden) else done.hidden[rows])
+        logits = done.logits
+        if logits is None:
+            logits = self.decoder.logits(done.hidden if len(rows) == len(done.hidden) else done.hidden[rows])
         outputs: dict[str, TokenOutput] = {}
         place = 0
         while going:
@@ -81,8 +99,16 @@ class Runner:
             going, place = right, place + 1
         return list(outputs.values())
 
-    @torch.inference_mode()
     def draft(self, done: Computed) -> None:
+        """Guess the tokens to come of every sequence of the step that has some."""
+        if self.speculative == "mtp":
+            self._predict(done)
+        elif self.speculative == "ngram":
+            for item in done.work:
+                item.sequence.look_up_drafts()
+
+    @torch.inference_mode()
+    def _predict(self, done: Computed) -> None:
         """Guess a token further for every sequence that has one to come; all work goes through the module's cache."""
         rows: list[int] = []
         ids: list[int] = []

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepseek_r1.engine.request import SamplingParams, TokenLogprobs
 from deepseek_r1.engine.sequence import Sequence
+from deepseek_r1.kernels import ops
 
 CANDIDATES = 1024
 """How many of the most likely tokens top-p looks at before it sorts the whole vocabulary."""
@@ -22,6 +23,8 @@ CANDIDATES = 1024
 def uniform(seed: int, choice: int, position: int) -> float:
     """A number in [0, 1): Philox-4x64-10 keyed by the seed, with (position, choice) as its counter."""
     key = seed & 0xFFFF_FFFF_FFFF_FFFF
+    if ops.NATIVE:
+        return ops.uniform(key, choice, position)
     raw = np.random.Philox(key=key, counter=[position, choice, 0, 0]).random_raw()
     return float(int(raw) >> 11) * 2.0**-53
 
@@ -34,16 +37,18 @@ def sample(logits: Tensor, sequences: Items[Sequence]) -> list[tuple[int, TokenL
         logits = logits.clone()
         for row in changed:
             _adjust(logits[row], sequences[row])
-    tokens = logits.argmax(dim=-1).tolist()  # the first of equal maxima, as torch's CPU argmax promises by test
+    tokens = ops.argmax(logits).tolist()
+    drawn = []
     for row, sequence in enumerate(sequences):
         if sequence.forced_token is not None:
             tokens[row] = sequence.forced_token
         elif sequence.sampling.temperature > 0:
-            tokens[row] = _draw(logits[row], sequence)
+            drawn.append(row)
+    for row, token in zip(drawn, _draw_rows(logits, drawn, sequences), strict=True):
+        tokens[row] = token
     reported = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
-    found: dict[int, TokenLogprobs] = {}
-    for row in reported:
-        found[row] = _logprobs(raw[row], tokens[row], sequences[row].sampling.logprobs or 0)
+    counts = [sequences[row].sampling.logprobs or 0 for row in reported]
+    found = dict(zip(reported, _logprobs_rows(raw, reported, [tokens[row] for row in reported], counts), strict=True))
     return [(token, found.get(row)) for row, token in enumerate(tokens)]
 
 
@@ -68,13 +73,27 @@ def _adjust(row: Tensor, sequence: Sequence) -> None:
         row[ids_] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype)
 
 
+def _draw_rows(logits: Tensor, rows: list[int], sequences: Items[Sequence]) -> list[int]:
+    """Draw one token of each of these rows."""
+    if not rows or not ops.samples_natively(logits):
+        return [_draw(logits[row], sequences[row]) for row in rows]
+    chosen = [sequences[row] for row in rows]
+    filters = [ops.Filter(s.temperature, s.top_k, s.top_p, s.min_p) for s in (one.sampling for one in chosen)]
+    points = [_point(sequence) for sequence in chosen]
+    return ops.draw(logits, torch.tensor(rows), filters, points).tolist()
+
+
+def _point(sequence: Sequence) -> float:
+    return uniform(sequence.sampling.seed, sequence.choice_index, len(sequence.tokens))
+
+
 def _draw(row: Tensor, sequence: Sequence) -> int:
     """Draw one token of the filtered distribution by inverting its sum over ids in ascending order."""
     params = sequence.sampling
     scaled = row.double() / params.temperature
     ids, chances = _filtered(scaled, params)
     sums = np.cumsum(chances)
-    point = uniform(params.seed, sequence.choice_index, len(sequence.tokens)) * sums[-1]
+    point = _point(sequence) * sums[-1]
     index = min(int(np.searchsorted(sums, point, side="right")), len(sums) - 1)
     while chances[index] == 0:  # rounding can land on the far edge, where nothing has a chance
         index -= 1
@@ -115,6 +134,16 @@ def _largest(chances: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
     order = torch.sort(chances[ids], descending=True, stable=True).indices[:count]
     ids = ids[order]
     return ids.numpy(), chances[ids].numpy()
+
+
+def _logprobs_rows(logits: Tensor, rows: list[int], tokens: list[int], counts: list[int]) -> list[TokenLogprobs]:
+    """Of each of these rows: the token's log-probability, and those of the `counts` most likely ones."""
+    if not rows or not ops.samples_natively(logits):
+        return [_logprobs(logits[r], token, count) for r, token, count in zip(rows, tokens, counts, strict=True)]
+    most = min(max(counts), logits.shape[1])
+    own, ids, values = ops.logprobs(logits, torch.tensor(rows), torch.tensor(tokens), most)
+    found = zip(own.tolist(), ids.tolist(), values.tolist(), counts, strict=True)
+    return [TokenLogprobs(one, top[:count], tops[:count]) for one, top, tops, count in found]
 
 
 def _logprobs(row: Tensor, token: int, count: int) -> TokenLogprobs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepseek_r1.engine.block_pool import BlockPool
 from deepseek_r1.engine.sequence import Sequence
@@ -38,17 +38,25 @@ class Work:
 class Scheduler:
     """First come, first served. Decoding goes before prefill; prefill takes what is left of the token budget.
 
-    Every running sequence holds a slot. Without `share_prefixes` no block is found again by its hash.
+    Every running sequence holds a slot. Guesses come last: a step computes at most `sampled_rows` rows of logits with
+    them. Without `share_prefixes` no block is found again by its hash.
     """
 
     def __init__(
-        self, pool: BlockPool, max_concurrent: int, max_step_tokens: int, *, share_prefixes: bool = True
+        self,
+        pool: BlockPool,
+        max_concurrent: int,
+        max_step_tokens: int,
+        *,
+        sampled_rows: int = 0,
+        share_prefixes: bool = True,
     ) -> None:
         self.pool = pool
         self.slots = SlotPool(max_concurrent)
         self.share_prefixes = share_prefixes
         self.max_concurrent = max_concurrent
         self.max_step_tokens = max_step_tokens
+        self.sampled_rows = sampled_rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -68,7 +76,7 @@ class Scheduler:
             if admitted is None:
                 break
             budget -= self._continue(admitted, budget, work)
-        return [item for item in work if item.sequence in self.running]
+        return self._with_drafts([item for item in work if item.sequence in self.running], budget)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it stands, and give its blocks and its slot back."""
@@ -92,12 +100,8 @@ class Scheduler:
             self.pool.publish(block, key)
 
     def _continue(self, sequence: Sequence, budget: int, work: list[Work]) -> int:
-        known = len(sequence.tokens) - sequence.computed
-        count = min(budget, known)
-        drafts = sequence.drafts[: budget - count] if count == known else ()
-        missing = self._missing(sequence, count + len(drafts))
-        if drafts and missing > self.pool.available:  # a guess isn't worth another request's blocks
-            drafts, missing = (), self._missing(sequence, count)
+        count = min(budget, len(sequence.tokens) - sequence.computed)
+        missing = self._missing(sequence, count)
         while missing > self.pool.available:
             # The latest arrival gives way: the oldest always runs to its end, so that no two can starve each other.
             latest = self.running[-1]
@@ -105,8 +109,27 @@ class Scheduler:
             if latest is sequence:
                 return 0
         sequence.blocks += self.pool.allocate(max(0, missing))
-        work.append(Work(sequence, sequence.computed, count + len(drafts), drafts))
-        return count + len(drafts)
+        work.append(Work(sequence, sequence.computed, count))
+        return count
+
+    def _with_drafts(self, work: list[Work], budget: int) -> list[Work]:
+        """`work` with guesses, from what the rest of the step leaves of tokens, rows of logits and blocks.
+
+        No guess is worth another request's blocks or its place in the step. Each sequence gets the same share: its
+        first guesses are the likeliest to be right.
+        """
+        guessing = sum(item.samples and bool(item.sequence.drafts) for item in work)
+        if not guessing:
+            return work
+        share = max(0, min(budget, self.sampled_rows - sum(item.samples for item in work)) // guessing)
+        return [self._draft(item, item.sequence.drafts[:share]) if item.samples else item for item in work]
+
+    def _draft(self, item: Work, drafts: tuple[int, ...]) -> Work:
+        missing = self._missing(item.sequence, item.count + len(drafts))
+        if missing > self.pool.available:
+            return item
+        item.sequence.blocks += self.pool.allocate(max(0, missing))
+        return replace(item, count=item.count + len(drafts), drafts=drafts)
 
     def _missing(self, sequence: Sequence, count: int) -> int:
         """How many more blocks the sequence needs to compute `count` more tokens."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence as Items
 
 from deepseek_r1.engine.block_pool import block_hash
+from deepseek_r1.engine.drafts import Lookup
 from deepseek_r1.engine.request import FinishReason, GenerateRequest, TokenLogprobs, TokenOutput
 from deepseek_r1.models.text.detokenizer import StopMatcher
 from deepseek_r1.models.text.think import ThinkCounter
@@ -36,6 +37,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.slot = -1
         self.drafts: tuple[int, ...] = ()
+        self._lookup: Lookup | None = None
         self.computed = 0
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -69,6 +71,15 @@ class Sequence:
     def room_for_drafts(self) -> int:
         """How many tokens may still come after the next one."""
         return 0 if self.finish_reason else self.sampling.max_tokens - len(self.output_ids) - 1
+
+    def look_up_drafts(self) -> None:
+        """Guess the tokens to come from what followed the last ones earlier in prompt or output."""
+        self.drafts = ()
+        if self.computed < len(self.tokens) - 1 or self._forced or self.room_for_drafts < 1:
+            return
+        if self._lookup is None:  # not before the first token: requests that wait need no index
+            self._lookup = Lookup(self.tokens, self.prompt_length)
+        self.drafts = self._lookup.guess(self.room_for_drafts)
 
     def hashes(self, count: int) -> list[bytes]:
         """Chained hashes of the first `count` full blocks."""

@@ -1,79 +1,91 @@
-"""The one door to all kernels: signatures, shapes and dtypes. Plain torch today; native kernels override it here.
+"""The one door to all kernels: signatures, shapes and dtypes. Native kernels where they are built, else plain torch.
 
 Notation: T tokens, H query heads, K key heads, D head width, L key positions, N blocks of S token slots.
 """
 
 from __future__ import annotations
 
-import bisect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepseek_r1.kernels import delta_reference, reference
+from deepseek_r1.kernels import delta_reference, native, reference, sampling
+from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
+from deepseek_r1.kernels.packed import PackedWeight as PackedWeight
+from deepseek_r1.kernels.sampling import Filter as Filter
+from deepseek_r1.kernels.spans import Spans
 
-PATH = "torch"
+Operator = Callable[..., Tensor]
+
+NATIVE = native.library is not None
+"""Whether the native kernels are there and wanted."""
+
+PATH = native.library.path() if NATIVE else "torch"
 """Name of the instruction-set path. It stands wherever a promise of equal bits is recorded."""
 
-LAYOUT_VERSION = 1
-"""Version of the KV row layout and of packed weights; part of every cache key."""
+
+def natively(*tensors: Tensor) -> bool:
+    """Whether the native kernels can read all of these."""
+    return NATIVE and all(t.dtype in native.FLOATS and t.device.type == "cpu" for t in tensors)
 
 
-ROWS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-"""Numbers of rows that packed products are computed with; beyond the last, its multiples.
+class _Recomputed(torch.autograd.Function):
+    """A native kernel forward; backward goes through the torch formula of the same operator on the saved inputs."""
 
-oneDNN compiles and keeps code and scratch memory for every number of rows it meets (0.6 MB each for a 576-wide model):
-a server that meets them all would grow without end. Four rows also read the weights faster than one (docs/LOG.md).
-"""
+    @staticmethod
+    def forward(ctx: Any, run: Operator, formula: Operator, *tensors: Tensor) -> Tensor:
+        ctx.formula = formula
+        ctx.save_for_backward(*tensors)
+        return run(*(t.detach() for t in tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = ctx.formula(*inputs)
+        wanted = [t for t in inputs if t.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, grads[0]))
+        return None, None, *(next(found) if t.requires_grad else None for t in inputs)
 
 
-def padded_rows(rows: int) -> int:
-    """The number of rows that a product of `rows` rows is computed with."""
-    place = bisect.bisect_left(ROWS, rows)
-    return ROWS[place] if place < len(ROWS) else -(-rows // ROWS[-1]) * ROWS[-1]
-
-
-class PackedWeight:
-    """A frozen weight (out, in) reordered once into the layout that the CPU's GEMM reads, in place of the plain one.
-
-    oneDNN's packed layout reads weights at about twice the bandwidth of torch's own linear on the CPUs measured
-    (docs/LOG.md), and the same packed bytes serve every number of rows.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        self.out_features, self.in_features = weight.shape
-        self.dtype = weight.dtype
-        self.nbytes = weight.numel() * weight.element_size()
-        packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        if packs and weight.dtype is torch.bfloat16:
-            packs = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self._packed = packs
-        # 16 rows: the layout that this hint selects measured fastest, or equal, from 1 to 256 rows.
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, 16) if packs else weight
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x (..., in) -> (..., out), in the weight's dtype. Not differentiable with respect to the weight."""
-        if self._packed:
-            flat = x.reshape(-1, self.in_features)
-            rows = flat.shape[0]
-            extra = padded_rows(rows) - rows
-            if extra:
-                flat = torch.nn.functional.pad(flat, (0, 0, 0, extra))
-            out: Tensor = torch.ops.mkldnn._linear_pointwise.default(flat, self._weight, bias, "none", [], "")
-            return out[:rows].view(*x.shape[:-1], self.out_features)
-        return reference.linear(x, self._weight, bias)
+def differentiable(run: Operator, formula: Operator, *tensors: Tensor) -> Tensor:
+    """run(*tensors), whose gradient is that of `formula`, the same operator in torch, on the same inputs."""
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Recomputed.apply(run, formula, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+    return run(*tensors)
 
 
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x (..., in), weight (out, in), bias (out,) -> (..., out). x is brought to the weight's dtype first."""
-    if x.dtype != weight.dtype:
-        x = x.to(weight.dtype)
-    return weight.linear(x, bias) if isinstance(weight, PackedWeight) else reference.linear(x, weight, bias)
+    """x (..., in), weight (out, in), bias (out,) -> (..., out) in the weight's dtype, in which it is computed.
+
+    Quantised weights compute with x in int8 (a scale per group of the weight's) and give float32.
+    """
+    if isinstance(weight, PackedWeight):
+        return weight.linear(x, bias)
+    return reference.linear(x if x.dtype == weight.dtype else x.to(weight.dtype), weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x (..., dim), weight (dim,) -> (..., dim) in the weight's dtype (Zhang & Sennrich 2019)."""
-    return reference.rms_norm(x.to(weight.dtype), weight, eps)
+
+    def formula(x: Tensor, weight: Tensor) -> Tensor:
+        return reference.rms_norm(x.to(weight.dtype), weight, eps)
+
+    if natively(x, weight):
+        return differentiable(lambda x, weight: native.rms_norm(x, weight, eps), formula, x, weight)
+    return formula(x, weight)
+
+
+def rotary(positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of positions (T,) int64 times frequencies (R / 2,), times `factor`: each (T, 1, R).
+
+    The first half of the sin carries the minus sign of the rotation.
+    """
+    if natively(frequencies):
+        return native.rotary(positions, frequencies, factor, dtype)
+    return reference.rotary(positions, frequencies, factor, dtype)
 
 
 def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
@@ -82,12 +94,54 @@ def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     `cos` and `signed_sin` are (T, 1, R) with R <= D: the first R columns are rotated, the others stay as they are. The
     first half of `signed_sin` carries the minus sign of the rotation.
     """
-    return reference.rope(x.to(cos.dtype), cos, signed_sin)
+
+    def formula(x: Tensor) -> Tensor:
+        return reference.rope(x.to(cos.dtype), cos, signed_sin)
+
+    if natively(x, cos):
+        return differentiable(lambda x: native.rope(x, cos, signed_sin), formula, x)
+    return formula(x)
 
 
-def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
-    """activation(gate) * up, both (..., dim); `activation` is "silu" or "gelu_tanh"."""
-    return reference.gated(activation, gate, up)
+def gated(activation: str, gate: Tensor, up: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """activation(gate) * up, both (..., dim), in `dtype` (None: theirs); `activation` is "silu" or "gelu_tanh"."""
+    dtype = gate.dtype if dtype is None else dtype
+
+    def formula(gate: Tensor, up: Tensor) -> Tensor:
+        return reference.gated(activation, gate.to(dtype), up.to(dtype))
+
+    if natively(gate, up) and gate.dtype == up.dtype == dtype:
+        return differentiable(lambda gate, up: native.gated(activation, gate, up, dtype), formula, gate, up)
+    return formula(gate, up)
+
+
+def add(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
+    """x + scale * y, both (..., dim), in x's dtype."""
+
+    def formula(x: Tensor, y: Tensor) -> Tensor:
+        return reference.add(x, y, scale)
+
+    if natively(x, y):
+        return differentiable(lambda x, y: native.add(x, y, scale), formula, x, y)
+    return formula(x, y)
+
+
+def scaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """scale * x (..., dim) in `dtype`: x itself where that changes nothing."""
+    if scale == 1.0 and x.dtype == dtype:
+        return x
+    if natively(x) and dtype in native.FLOATS:
+        return differentiable(
+            lambda x: native.copy(x, None, scale, dtype), lambda x: reference.scaled(x, scale, dtype), x
+        )
+    return reference.scaled(x, scale, dtype)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (n,) int64 of x (rows, dim) -> (n, dim). The caller answers for the index."""
+    if natively(x):
+        return differentiable(lambda x: native.copy(x, index, 1.0, x.dtype), lambda x: x[index], x)
+    return x[index]
 
 
 def head_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -139,9 +193,58 @@ def kv_gather(pool: Tensor, blocks: Tensor) -> Tensor:
     return reference.kv_gather(pool, blocks)
 
 
-def embedding(ids: Tensor, weight: Tensor) -> Tensor:
-    """Rows ids (T,) of weight (vocabulary, dim) -> (T, dim)."""
+def paged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    pool: Tensor,
+    spans: Spans,
+    *,
+    value_dim: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Store the spans' k (T, K, D) and v (T, K, D_v) in `pool` (N, S, width), then attend causally to what it holds.
+
+    q (T, H, D) -> (T, H, D_v). Without v the values are the first D_v columns of the one key head. A query sees the
+    positions up to its own, with `window` the last `window` of them. Native kernels only (`NATIVE`); not differentiable.
+    """
+    layout = native.row_layout(pool.dtype, k.shape[1], k.shape[2], value_dim, v is None)
+    native.kv_write(pool, layout, spans.slots, k, v)
+    return native.attention(q, pool, layout, value_dim, spans, window or 0, scale)
+
+
+def embedding(ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+    """Rows ids (T,) of weight (vocabulary, dim) -> (T, dim). The caller has checked the ids."""
+    if isinstance(weight, PackedWeight):
+        return weight.rows(ids)
+    if natively(weight) and not torch.is_grad_enabled():
+        return native.copy(weight, ids, 1.0, weight.dtype)
     return torch.nn.functional.embedding(ids, weight)
+
+
+def threads() -> int:
+    """How many threads the native kernels run on; 1 without them."""
+    return int(native.library.threads()) if NATIVE else 1
+
+
+def set_threads(count: int) -> None:
+    """Run the native kernels on so many threads (the caller's is one). Results don't depend on it."""
+    if NATIVE:
+        native.library.set_threads(count)
+
+
+def read_bandwidth(seconds: float, nbytes: int = 512 << 20) -> float:
+    """Bytes per second at which all threads read memory, the best within `seconds`. Native kernels only."""
+    return native.read_bandwidth(seconds, nbytes)
+
+
+def peak(kind: str, seconds: float) -> float:
+    """Operations per second ("int8", "bf16", "fp32"; a multiply-add is two) of all threads, the best within `seconds`.
+
+    Native kernels only; raises `ValueError` where the processor lacks the instructions.
+    """
+    return native.peak(kind, seconds)
 
 
 def l2_norm(x: Tensor, eps: float) -> Tensor:
@@ -164,3 +267,52 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state:
     -> (B, L, H, D_v) and the state behind the last token, in float32. H is a multiple of K, k has norm 1 at most.
     """
     return delta_reference.gated_delta(q, k, v, g, beta, state)
+
+
+# What the engine's sampler asks of logits (B, vocabulary). The first two have a torch formula here; the others are for
+# `samples_natively` alone, as the sampler has its own way of doing them with torch.
+
+
+def samples_natively(logits: Tensor) -> bool:
+    """Whether the native sampling kernels can read these logits."""
+    return NATIVE and logits.dtype is torch.float32 and logits.device.type == "cpu" and logits.stride(-1) == 1
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The first of each row's largest logits: (B, vocabulary) -> (B,) int64. Native kernels pass over NaNs."""
+    return sampling.argmax(logits, None) if samples_natively(logits) else logits.argmax(-1)
+
+
+def log_sum_exp(logits: Tensor) -> Tensor:
+    """log(sum(exp(row))) in float64: (B, vocabulary) -> (B,)."""
+    return sampling.log_sum_exp(logits) if samples_natively(logits) else torch.logsumexp(logits.double(), -1)
+
+
+def logprobs(logits: Tensor, rows: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities in float64 in rows `rows` (n,) of the logits: of `tokens` (n,), and of the `count` likeliest.
+
+    -> (n,), and the likeliest ones' ids (n, count) and values (n, count), likeliest first, among equals the lower id.
+    Where a row has fewer numbers than `count`, the ids end with -1. Native only: see `samples_natively`.
+    """
+    return sampling.logprobs(logits, rows, tokens, count)
+
+
+def draw(logits: Tensor, rows: Tensor, filters: Sequence[Filter], uniform: Sequence[float]) -> Tensor:
+    """One token (n,) from each row of `rows` (n,), filtered, by inverting the sum of chances at `uniform` in [0, 1).
+
+    The sum runs over what the filter leaves, ids ascending. Native only: see `samples_natively`.
+    """
+    return sampling.draw(logits, rows, filters, uniform)
+
+
+def candidates(row: Tensor, chosen: Filter) -> tuple[Tensor, Tensor]:
+    """What the filter leaves of a row (vocabulary,): ids ascending, and chances relative to the largest, in float64.
+
+    A token whose chance is 0 is left out. Native only: see `samples_natively`.
+    """
+    return sampling.candidates(row, chosen)
+
+
+def uniform(key: int, choice: int, position: int) -> float:
+    """The number in [0, 1) that the sampler makes of Philox-4x64-10. Native only: see `NATIVE`."""
+    return sampling.uniform(key, choice, position)

@@ -19,6 +19,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * wide.to(x.dtype)
 
 
+def rotary(positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of positions * frequencies, for both halves of a head."""
+    angles = positions.float().unsqueeze(-1) * frequencies  # (T, dim / 2)
+    cos, sin = angles.cos() * factor, angles.sin() * factor
+    tables = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return tables[0].unsqueeze(1).to(dtype), tables[1].unsqueeze(1).to(dtype)
+
+
+def add(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """x + scale * y."""
+    return x + (y if scale == 1.0 else y * scale).to(x.dtype)
+
+
+def scaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """scale * x."""
+    return x.to(dtype) * scale
+
+
 def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotate the halves of each head: x * cos + swap_halves(x) * signed_sin."""
     rotated = cos.shape[-1]

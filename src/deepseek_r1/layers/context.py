@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from deepseek_r1.kernels import ops
+from deepseek_r1.kernels.spans import Spans
 
 Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 """A layer's step over B sequences of L tokens each: (states, *inputs (B, L, ...)) -> (out (B, L, ...), new states)."""
@@ -165,7 +167,25 @@ class Packed:
     ) -> Tensor:
         """See `AttentionContext.attend`."""
         window = layout.reach(window)
-        rows = layout.rows(k, v)
+
+        def formula(q: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
+            return self._attend(q, layout.rows(k, v), layout, scale, window)
+
+        def run(q: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
+            pool = torch.empty(len(k), 1, layout.width, dtype=layout.dtype)
+            size = layout.value_dim
+            return ops.paged_attention(q, k, v, pool, self._spans, value_dim=size, scale=scale, window=window)
+
+        given = (q, k) if v is None else (q, k, v)
+        if ops.natively(*given) and layout.global_every is None:
+            return ops.differentiable(run, formula, *given)
+        return formula(*given)
+
+    @cached_property
+    def _spans(self) -> Spans:
+        return Spans.packed(self.lengths)
+
+    def _attend(self, q: Tensor, rows: Tensor, layout: KVLayout, scale: float, window: int | None) -> Tensor:
         out = []
         start = 0
         for length in self.lengths:

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_r1.kernels import ops
+from deepseek_r1.kernels.quantised import QuantisedWeight
 
 
 class Linear(nn.Module):
-    """y = x @ weight.T + bias, computed in the weight's dtype."""
+    """y = x @ weight.T + bias, computed in the weight's dtype.
+
+    `quantised` is what `pack_linears` packs in place of the weight, where it is given; `weight` is then empty.
+    """
+
+    quantised: QuantisedWeight | None = None
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False, dtype: torch.dtype) -> None:
         super().__init__()
@@ -23,6 +29,15 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
         return ops.linear(x, self.weight, self.bias)
+
+    def frozen(self) -> Tensor | QuantisedWeight:
+        """The weight to pack."""
+        return self.weight.detach() if self.quantised is None else self.quantised
+
+    @property
+    def format(self) -> object:
+        """What has to agree between weights that are packed into one."""
+        return self.weight.dtype if self.quantised is None else self.quantised.format
 
 
 class LinearGroup(nn.Module):
@@ -41,10 +56,15 @@ class LinearGroup(nn.Module):
 class PackedLinear(nn.Module):
     """A frozen `Linear` whose weight stands in the kernel's packed layout."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, weight: ops.PackedWeight, bias: Tensor | None) -> None:
         super().__init__()
-        self.weight = ops.PackedWeight(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.weight = weight
+        self.bias = bias
+
+    @classmethod
+    def of(cls, linear: Linear) -> PackedLinear:
+        """`linear`, packed."""
+        return cls(ops.PackedWeight([linear.frozen()]), None if linear.bias is None else linear.bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""
@@ -54,17 +74,36 @@ class PackedLinear(nn.Module):
 class PackedLinearGroup(nn.Module):
     """A frozen `LinearGroup` of plain linears, stacked by output rows into one packed weight: one product for all."""
 
-    def __init__(self, group: LinearGroup) -> None:
+    def __init__(self, weight: ops.PackedWeight, bias: Tensor | None, sizes: list[int]) -> None:
         super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.sizes = sizes
+
+    @classmethod
+    def of(cls, group: LinearGroup) -> PackedLinearGroup:
+        """`group`, packed. Its members' formats agree."""
         linears = [m for m in group.children() if isinstance(m, Linear)]
-        self.sizes = [linear.out_features for linear in linears]
-        self.weight = ops.PackedWeight(torch.cat([linear.weight.detach() for linear in linears]))
-        self.bias: Tensor | None = None
+        bias: Tensor | None = None
         if any(linear.bias is not None for linear in linears):
             zero = [torch.zeros(linear.out_features, dtype=linear.weight.dtype) for linear in linears]
             pairs = zip(linears, zero, strict=True)
-            self.bias = torch.cat([z if linear.bias is None else linear.bias.detach() for linear, z in pairs])
+            bias = torch.cat([z if linear.bias is None else linear.bias.detach() for linear, z in pairs])
+        sizes = [linear.out_features for linear in linears]
+        return cls(ops.PackedWeight([linear.frozen() for linear in linears]), bias, sizes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (..., in_features) -> one output per member."""
         return torch.split(ops.linear(x, self.weight, self.bias), self.sizes, dim=-1)
+
+
+class PackedEmbedding(nn.Module):
+    """The table of token vectors in the kernel's packed layout, which it may share with the output layer."""
+
+    def __init__(self, weight: ops.PackedWeight) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (T,) -> (T, dim)."""
+        return ops.embedding(ids, self.weight)

@@ -33,5 +33,4 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (T, dim) -> (T, dim)."""
         gate, up = self.gate_up(x)
-        gate, up = gate.to(self.activation_dtype), up.to(self.activation_dtype)
-        return self.down_proj(ops.gated(self.activation, gate, up))  # type: ignore[no-any-return]
+        return self.down_proj(ops.gated(self.activation, gate, up, self.activation_dtype))  # type: ignore[no-any-return]

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from deepseek_r1.kernels import ops
+
 Rotary = tuple[Tensor, Tensor]
 """cos and signed sin of a step's positions, each (T, 1, dim): the sin's first half carries the minus sign."""
 
@@ -69,7 +71,4 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> Rotary:
         """Positions (T,) -> cos (T, 1, dim), signed sin (T, 1, dim)."""
-        angles = positions.float().unsqueeze(-1) * self.inverse_frequencies  # (T, dim / 2)
-        cos, sin = angles.cos() * self.attention_factor, angles.sin() * self.attention_factor
-        table = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return table[0].unsqueeze(1).to(self.dtype), table[1].unsqueeze(1).to(self.dtype)
+        return ops.rotary(positions, self.inverse_frequencies, self.attention_factor, self.dtype)

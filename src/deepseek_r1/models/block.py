@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.kernels import ops
 from deepseek_r1.layers import (
     Attention,
     AttentionContext,
@@ -24,7 +25,8 @@ from deepseek_r1.layers import (
 from deepseek_r1.layers.rope import Rotary
 from deepseek_r1.models.config import ModelConfig, MoEConfig
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32, "int4": torch.float32}
+"""What each format computes with. Weights in 8 or 4 bits take and give float32; their biases are float32 too."""
 
 
 def kv_layout(config: ModelConfig, precision: DeepSeekConfig, layer: int) -> KVLayout:
@@ -71,9 +73,7 @@ class Block(nn.Module):
     def _add(self, x: Tensor, part: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is not None:
             part = norm(part)
-        if self.residual_scale != 1.0:
-            part = part * self.residual_scale
-        return x + part.to(x.dtype)
+        return ops.add(x, part, self.residual_scale)
 
 
 class PredictionModule(nn.Module):

@@ -78,8 +78,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (T, hidden) -> float32 logits (T, vocabulary)."""
-        logits: Tensor = self.lm_head(hidden).float()
-        return logits if self.config.logits_scale == 1.0 else logits * self.config.logits_scale
+        return ops.scaled(self.lm_head(hidden), self.config.logits_scale, torch.float32)
 
     def expert_tokens(self) -> dict[int, Tensor]:
         """How many tokens each expert has had, (experts,) int64 by layer; layers without experts are left out."""
@@ -87,7 +86,7 @@ class Decoder(nn.Module):
 
     def _embed(self, ids: Tensor) -> Tensor:
         x: Tensor = self.embedding(ids)
-        return x if self.config.embedding_scale == 1.0 else x * self.config.embedding_scale
+        return ops.scaled(x, self.config.embedding_scale, x.dtype)
 
 
 def _rotary(rope: RopeConfig, precision: DeepSeekConfig) -> RotaryEmbedding:

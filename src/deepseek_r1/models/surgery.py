@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TypeGuard
 
 from torch import nn
 
@@ -23,6 +24,13 @@ def replace_modules(
 
 
 def pack_linears(root: nn.Module) -> None:
-    """Freeze the linears below `root` into the kernel's layout; groups that read one input become one product."""
-    replace_modules(root, LinearGroup, lambda m: PackedLinearGroup(m) if isinstance(m, LinearGroup) else m)
-    replace_modules(root, Linear, lambda m: PackedLinear(m) if isinstance(m, Linear) else m)
+    """Freeze the linears below `root` into the kernel's layout.
+
+    Groups that read one input become one product where their formats agree, else a product per member.
+    """
+    replace_modules(root, LinearGroup, lambda m: PackedLinearGroup.of(m) if _agrees(m) else m)
+    replace_modules(root, Linear, lambda m: PackedLinear.of(m) if isinstance(m, Linear) else m)
+
+
+def _agrees(group: nn.Module) -> TypeGuard[LinearGroup]:
+    return len({member.format for member in group.children() if isinstance(member, Linear)}) == 1

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deepseek_r1.config.precision import PRECISION_MODES
 from deepseek_r1.core import environment
 from deepseek_r1.core.errors import DeepSeekError
 from deepseek_r1.core.version import __version__
+from deepseek_r1.kernels.built import SWITCH, native_kernels
 from deepseek_r1.models.locate import locate_model
 
 REQUIRED_PACKAGES = (
@@ -50,9 +52,11 @@ def run_checks(port: int) -> list[Check]:
         *check_packages(REQUIRED_PACKAGES),
         check_torch_build(),
         check_cpu(),
+        check_kernels(),
         check_memory(),
         check_bandwidth(),
         *check_folders(),
+        check_packed_weights(),
         check_default_model(),
         check_port(port),
         check_program("compiler", ("c++", "g++", "clang++"), "builds native code", "apt-get install g++"),
@@ -108,12 +112,40 @@ def check_cpu() -> Check:
     return Check("cpu", "ok", detail)
 
 
+def check_kernels(built: Callable[[], bool] = native_kernels) -> Check:
+    """Whether weights in 8 and 4 bits are computed with as such, or held as float32 by torch."""
+    if built():
+        return Check("kernels", "ok", "native; precisions: " + ", ".join(PRECISION_MODES))
+    mend = "install a C++20 compiler (Debian: apt-get install g++) and this package again"
+    if os.environ.get(SWITCH) == "torch":
+        mend = f"unset {SWITCH}"
+    return Check("kernels", "warn", "torch alone: weights in int8 and int4 take the memory of fp32", mend)
+
+
+def check_packed_weights() -> Check:
+    """The packed weights that are kept for quick starts, and the room they have."""
+    try:
+        from deepseek_r1.models import cache_files
+    except ImportError:
+        return Check("packed weights", "warn", "not looked at: numpy is not installed", "python -m pip install numpy")
+    try:
+        most, kept = cache_files.limit(), [entry.nbytes for entry in cache_files.entries()]
+    except DeepSeekError as error:
+        return Check("packed weights", "warn", error.message, error.remedy)
+    detail = f"{len(kept)} in {cache_files.folder()}, {_gib(sum(kept))} of at most {_gib(most)}"
+    if most == 0:
+        return Check(
+            "packed weights", "warn", "none are kept: every start packs anew", f"unset {cache_files.LIMIT_VARIABLE}"
+        )
+    return Check("packed weights", "ok", detail)
+
+
 def check_memory(available: Callable[[], int] = environment.memory_available) -> Check:
     """Memory in total and free, within the container's limits."""
     free = available()
     detail = f"{_gib(free)} available of {_gib(environment.memory_total())}"
     if free < _LOW_MEMORY:
-        return Check("memory", "warn", detail, "close other programs, or use --precision bf16 and a small --memory")
+        return Check("memory", "warn", detail, "close other programs, or use --precision int4 and a small --memory")
     return Check("memory", "ok", detail)
 
 

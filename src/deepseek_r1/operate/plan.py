@@ -11,6 +11,7 @@ from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
 from deepseek_r1.core import environment
 from deepseek_r1.core.errors import ConfigError, UnsupportedError
 from deepseek_r1.engine import memory
+from deepseek_r1.kernels.built import native_kernels
 from deepseek_r1.models.checkpoint import fp8
 from deepseek_r1.models.checkpoint.base import TensorInfo
 from deepseek_r1.models.checkpoint.safetensors import DTYPE_BITS
@@ -20,7 +21,7 @@ from deepseek_r1.models.shapes import active_count, parameter_count, parameter_s
 from deepseek_r1.operate.catalogue import Header, find_local, read_header
 from deepseek_r1.operate.doctor import copy_bandwidth
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8", "int4")
 
 DEFAULT_CONTEXT = 4096
 """Tokens of a request where nothing else is asked for; the model's own limit where that is less."""
@@ -106,8 +107,10 @@ def plan(
     context: int | None = None,
     concurrent: int = 1,
     bandwidth: float | None = None,
+    native: bool | None = None,
 ) -> Plan:
-    """Plan `concurrent` requests of `context` tokens each. Memory (what is free) and bandwidth are found out if None.
+    """Plan `concurrent` requests of `context` tokens each. Memory (what is free), bandwidth and whether there are
+    native kernels are found out if None.
 
     Raises the errors of locating and opening, `UnsupportedError` for an architecture that isn't built here,
     `ConfigError` for a context beyond the model's.
@@ -128,8 +131,10 @@ def plan(
         min(DEFAULT_CONTEXT, config.max_position) if context is None else context,
         concurrent,
     )
-    served = [_served(config, parse_precision(name), machine) for name in PRECISIONS]
     stored = _stored(header, header.family, header.config)
+    types = {} if stored is None else stored.by_name
+    storage = memory.Storage(native_kernels() if native is None else native, types)
+    served = [_served(config, parse_precision(name), storage, machine) for name in PRECISIONS]
     on_disk = [] if stored is None else [_on_disk(config, stored, machine)]
     whole = parameter_count(header.config)
     return Plan(
@@ -153,10 +158,10 @@ def plan(
     )
 
 
-def _served(config: ModelConfig, precision: DeepSeekConfig, machine: _Machine) -> Estimate:
+def _served(config: ModelConfig, precision: DeepSeekConfig, storage: memory.Storage, machine: _Machine) -> Estimate:
     """The model in a precision that it can be served in."""
-    weights, read = memory.weights_bytes(config, precision), memory.read_bytes(config, precision)
-    peak = memory.peak_bytes(config, precision, context=machine.context, concurrent=machine.concurrent)
+    weights, read = (each(config, precision, storage) for each in (memory.weights_bytes, memory.read_bytes))
+    peak = memory.peak_bytes(config, precision, storage, context=machine.context, concurrent=machine.concurrent)
     return replace(_estimate(config, precision, weights, read, machine), peak_bytes=peak)
 
 
@@ -204,7 +209,7 @@ def _way_out(estimate: Estimate, served: list[Estimate], machine: _Machine) -> s
     each = estimate.kv_tokens // machine.concurrent // memory.BLOCK_SIZE * memory.BLOCK_SIZE
     if each >= memory.LEAST_TOKENS:
         ways.append(f"--context {each} fits")
-    ways += [f"{other.name} fits" for other in served if other.fits]
+    ways += [f"{other.name} fits" for other in served if other.fits][:1]
     needed = memory.advised(estimate.needed_bytes)
     amount = f"{needed >> 20}MiB" if needed < 16 << 30 else f"{-(-needed >> 30)}GiB"
     return ", or ".join([*ways, f"give it {amount} of memory"])
@@ -212,10 +217,14 @@ def _way_out(estimate: Estimate, served: list[Estimate], machine: _Machine) -> s
 
 @dataclass(frozen=True)
 class _Stored:
-    """Bytes on disk by our names of the weights (of several that are stored as one: the first), scales included."""
+    """Bytes on disk by our names of the weights (of several that are stored as one: the first), scales included.
+
+    `types` are the storage types, the one with most bytes first; `by_name` has that of every weight.
+    """
 
     sizes: dict[str, int]
     types: tuple[str, ...]
+    by_name: dict[str, str]
 
 
 def _stored(header: Header, family: Family, config: ModelConfig) -> _Stored | None:
@@ -242,7 +251,8 @@ def _stored(header: Header, family: Family, config: ModelConfig) -> _Stored | No
     for kind, size in found:
         types[kind] = types.get(kind, 0) + size
     sizes = {weight.ours[0]: size for weight, (_, size) in zip(weights, found, strict=True)}
-    return _Stored(sizes, tuple(sorted(types, key=lambda kind: -types[kind])))
+    by_name = {name: kind for weight, (kind, _) in zip(weights, found, strict=True) for name in weight.ours}
+    return _Stored(sizes, tuple(sorted(types, key=lambda kind: -types[kind])), by_name)
 
 
 def _found(tensors: Mapping[str, TensorInfo], names: list[str]) -> tuple[str, int]:

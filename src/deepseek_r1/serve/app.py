@@ -216,12 +216,12 @@ async def _serve(
         try:
             tokenizer = await asyncio.to_thread(load_tokenizer, path)
             supervisor.give_hello(service.set_tokenizer(tokenizer))
-            await supervisor.wait_ready()
+            ready = await supervisor.wait_ready()
         except BaseException:
             server.should_exit = True
             raise
         seconds = time.monotonic() - began
-        print(f"Serving {model_id} ({config.precision}), ready in {seconds:.1f} s", flush=True)
+        print(f"Serving {model_id} ({ready.precision}), ready in {seconds:.1f} s", flush=True)
         print(f"Chat page: {page_url(listener)}", flush=True)
 
     if not middleware.is_loopback(listener.getsockname()[0]) and config.api_key is None:

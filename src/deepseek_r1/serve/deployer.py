@@ -31,7 +31,7 @@ class Deployer:
     def __init__(
         self,
         model_path: str | PathLike[str] = "default",
-        precision: str | DeepSeekConfig = "fp32",
+        precision: str | DeepSeekConfig = "auto",
         device_map: str = "auto",
     ) -> None:
         check_device_map(device_map)

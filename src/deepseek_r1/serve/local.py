@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from deepseek_r1.config.base import parse_size
 from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
+from deepseek_r1.config.speculation import Speculation
 from deepseek_r1.core.errors import RequestError
 from deepseek_r1.engine.build import load_engine
 from deepseek_r1.engine.engine import Engine
@@ -83,12 +84,13 @@ class DeepSeekModel:
         config: DeepSeekConfig | None = None,
         memory: int | str | None = None,
         max_concurrent: int = 32,
-        speculative: bool = False,
+        speculative: Speculation = "off",
         device_map: str = "auto",
     ) -> DeepSeekModel:
         """Load a model: a path, a hub id, or "default". `memory` (bytes, or "4GiB") bounds the process.
 
-        `speculative` lets the model's prediction module guess ahead, which changes no token.
+        `speculative` guesses tokens ahead, which changes none of them: "ngram" where a request repeats itself, "mtp" by
+        the model's prediction module.
 
         `precision` is short for `config=DeepSeekConfig(precision)`. Raises `DeepSeekError` with the remedy when the
         model isn't there, isn't supported, or doesn't fit.
@@ -96,7 +98,7 @@ class DeepSeekModel:
         check_device_map(device_map)
         if config is not None and precision is not None and parse_precision(precision) != config:
             raise RequestError("precision and config disagree", param="precision", remedy="give one of them")
-        config = config or parse_precision(precision or "fp32")
+        config = config or parse_precision(precision or "auto")
         located = locate_model(fspath(path))
         budget = parse_size(memory) if isinstance(memory, str) else memory
         engine = load_engine(
@@ -106,7 +108,8 @@ class DeepSeekModel:
             max_concurrent=max_concurrent,
             speculative=speculative,
         )
-        return cls(engine, load_tokenizer(located), config)
+        resolved = parse_precision(engine.precision) if config.precision_mode == "auto" else config
+        return cls(engine, load_tokenizer(located), resolved)
 
     def __enter__(self) -> DeepSeekModel:
         return self

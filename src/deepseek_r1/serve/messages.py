@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from deepseek_r1.config.speculation import Speculation
 from deepseek_r1.engine.request import EngineStats, ExpertLoad, GenerateRequest, TokenOutput
 
 
@@ -90,7 +91,7 @@ class EngineSettings(msgspec.Struct):
     memory_bytes: int | None
     max_concurrent: int
     parent_pid: int
-    speculative: bool = False
+    speculative: Speculation = "off"
     options: dict[str, str] = {}
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deepseek_r1.core.errors import CapacityError, CheckpointError, UnsupportedError
 from deepseek_r1.models.checkpoint import fp8
-from deepseek_r1.models.checkpoint.gguf_quants import BLOCKS, dequantise, round_to_bf16
+from deepseek_r1.models.checkpoint.gguf_quants import BLOCKS, GROUP, GROUPED, dequantise, round_to_bf16, take_apart
 from deepseek_r1.models.checkpoint.mapped import MappedFile, quoted
 
 Format = Literal["gguf", "safetensors"]
@@ -48,6 +48,16 @@ class Stored(NamedTuple):
     info: TensorInfo
     file: MappedFile
     offset: int
+
+
+class QuantisedBlocks(NamedTuple):
+    """A stored matrix (out, in) as it is: see `gguf_quants.take_apart`. Scales and minima are (out, in / group)."""
+
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.float32]
+    minima: npt.NDArray[np.float32] | None
+    bits: int
+    group: int
 
 
 class Checkpoint:
@@ -92,6 +102,45 @@ class Checkpoint:
         for start, stop, blocks in self._chunks(entry, spans):
             convert(start, blocks, flat[start:stop])
 
+    def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows `start` to `stop` of a tensor, as `read` gives them: a large one need not stand whole in memory."""
+        entry = self._entry(name)
+        shape = entry.info.shape
+        if not shape or not 0 <= start <= stop <= shape[0]:
+            raise ValueError(f"tensor {quoted(name)} of shape {shape} has no rows {start} to {stop}")
+        width = math.prod(shape[1:])
+        first, last = start * width, stop * width
+        if first % BLOCKS.get(entry.info.dtype, (1, 1))[0]:
+            raise ValueError(f"tensor {quoted(name)}: row {start} begins inside a block")
+        out = self._allocate(TensorInfo(name, (stop - start, *shape[1:]), "F32", 0), np.float32)
+        flat = out.reshape(-1)
+        spans, convert = self._conversion(entry, fp8.LARGEST_F32, first, last)
+        for begin, end, blocks in self._chunks(entry, spans):
+            convert(begin, blocks, flat[begin - first : end - first])
+        return out
+
+    def read_quantised(self, name: str) -> QuantisedBlocks | None:
+        """A matrix stored as Q4_0, Q4_1, Q4_K or Q8_0, taken apart without loss; None for other types and shapes.
+
+        Raises as `read` does.
+        """
+        entry = self._entry(name)
+        info = entry.info
+        if info.dtype not in GROUPED or len(info.shape) != 2:
+            return None
+        bits, has_minima = GROUPED[info.dtype]
+        codes = self._allocate(info, np.uint8)
+        groups = TensorInfo(info.name, (info.shape[0], info.shape[1] // GROUP), "F32", 0)
+        scales = self._allocate(groups, np.float32)
+        minima = self._allocate(groups, np.float32) if has_minima else None
+        size = codes.size
+        spans = ((first, min(first + _CHUNK_ELEMENTS, size)) for first in range(0, size, _CHUNK_ELEMENTS))
+        for first, last, blocks in self._chunks(entry, spans):
+            place = slice(first // GROUP, last // GROUP)
+            lows = None if minima is None else minima.reshape(-1)[place]
+            take_apart(info.dtype, blocks, codes.reshape(-1)[first:last], scales.reshape(-1)[place], lows)
+        return QuantisedBlocks(codes, scales, minima, bits, GROUP)
+
     def read_bf16_bits(self, name: str) -> npt.NDArray[np.uint16]:
         """The tensor as bfloat16 bits, rounded to nearest even from the float32 values.
 
@@ -121,6 +170,11 @@ class Checkpoint:
             values = buffer[: stop - start]
             convert(start, blocks, values)
             round_to_bf16(values, flat[start:stop])
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, in the order of their names."""
+        return tuple(sorted(file.path for file in self._files))
 
     def close(self) -> None:
         """Unmap the files. Views handed out by `read_bf16_bits` stay valid."""
@@ -162,14 +216,18 @@ class Checkpoint:
                 remedy="free memory or choose a smaller model",
             ) from error
 
-    def _conversion(self, entry: Stored, largest: float) -> tuple[Iterable[tuple[int, int]], _Convert]:
-        """Which elements to take at a time (first, last + 1), and what turns their bytes into float32."""
+    def _conversion(
+        self, entry: Stored, largest: float, first: int = 0, last: int | None = None
+    ) -> tuple[Iterable[tuple[int, int]], _Convert]:
+        """Which of the elements from `first` to `last` to take at a time (first, last + 1), and what turns their bytes
+        into float32. Both are at the ends of rows, `last` is the end of the tensor where it isn't given.
+        """
         dtype = entry.info.dtype
+        stop = math.prod(entry.info.shape) if last is None else last
         if dtype == fp8.DTYPE:
             matrix = self._block_scaled(entry, largest)
-            return matrix.spans(_CHUNK_ELEMENTS), matrix.dequantise
-        size = math.prod(entry.info.shape)
-        spans = ((first, min(first + _CHUNK_ELEMENTS, size)) for first in range(0, size, _CHUNK_ELEMENTS))
+            return matrix.spans(_CHUNK_ELEMENTS, first, stop), matrix.dequantise
+        spans = ((start, min(start + _CHUNK_ELEMENTS, stop)) for start in range(first, stop, _CHUNK_ELEMENTS))
         return spans, lambda start, blocks, out: dequantise(dtype, blocks, out)
 
     def _block_scaled(self, entry: Stored, largest: float) -> fp8.BlockScaled:

@@ -120,24 +120,24 @@ class BlockScaled:
         self._file = file
         self._name = name
         self._columns = shape[1]
-        self._size = shape[0] * shape[1]
         self._scales = scales
         self._block = block
         self._largest = largest
         self._can_overflow = float(scales.max(initial=0.0)) * _LARGEST_E4M3 > largest
 
-    def spans(self, elements: int) -> Iterator[tuple[int, int]]:
+    def spans(self, elements: int, first: int, last: int) -> Iterator[tuple[int, int]]:
         """(first, last + 1) of pieces of at most `elements` >= MAX_BLOCK elements, in the order of the file.
 
-        Each is some whole rows, or, of a row that is longer, some whole blocks.
+        They cover the elements from `first` to `last`, both at the ends of rows. Each is some whole rows, or, of a row
+        that is longer, some whole blocks.
         """
         if self._columns <= elements:
             step = elements // max(self._columns, 1) * self._columns
-            for start in range(0, self._size, step) if step else ():
-                yield start, min(start + step, self._size)
+            for start in range(first, last, step) if step else ():
+                yield start, min(start + step, last)
             return
         step = elements // self._block[1] * self._block[1]
-        for row in range(0, self._size, self._columns):
+        for row in range(first, last, self._columns):
             for start in range(row, row + self._columns, step):
                 yield start, min(start + step, row + self._columns)
 

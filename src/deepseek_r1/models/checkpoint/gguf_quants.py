@@ -1,4 +1,4 @@
-"""Dequantisation to float32, bit-equal to ggml's formulas, and rounding to bfloat16.
+"""Dequantisation to float32, bit-equal to ggml's formulas, blocks taken apart as they are, and rounding to bfloat16.
 
 The kernels work on chunks that fit in a core's cache: numpy makes several passes, and in cache those are cheap.
 Block layouts: ggml's `block_*` structs, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
@@ -40,6 +40,38 @@ def dequantise(dtype: str, blocks: Bytes, out: Floats) -> None:
     elements, _ = BLOCKS[dtype]
     with np.errstate(all="ignore"):
         _KERNELS[dtype](blocks, out.reshape(len(blocks), elements))
+
+
+# dtype -> (bits, whether groups have minima): the types whose blocks are groups of 32 codes with a scale each
+GROUPED: dict[str, tuple[int, bool]] = {"Q4_0": (4, False), "Q4_1": (4, True), "Q8_0": (8, False), "Q4_K": (4, True)}
+GROUP = 32
+
+
+def take_apart(dtype: str, blocks: Bytes, codes: Bytes, scales: Floats, minima: Floats | None) -> None:
+    """Write the codes of `blocks`, and the scales and minima of their groups of 32, as float32.
+
+    For the types in `GROUPED`. `codes` is (elements,), `scales` and `minima` (elements / 32,), all C-contiguous. 8-bit
+    codes are the signed value + 128. scale * code + minimum, or scale * (code - 8 or 128), is what `dequantise` gives,
+    bit for bit, where product and sum are rounded apart. A hostile scale may be infinite or NaN.
+    """
+    elements, _ = BLOCKS[dtype]
+    rows = codes.reshape(len(blocks), elements)
+    groups = scales.reshape(len(blocks), -1)
+    with np.errstate(all="ignore"):
+        if dtype == "Q8_0":
+            np.bitwise_xor(blocks[:, 2:], 128, out=rows)  # adds 128 to a two's complement byte
+        elif dtype == "Q4_K":
+            found, lows = _k_scales(blocks)
+            rows[...] = _k_nibbles(blocks[:, 16:]).reshape(rows.shape)
+            groups[...] = found[:, :, 0]
+            assert minima is not None
+            np.negative(lows[:, :, 0], out=minima.reshape(groups.shape))
+            return
+        else:
+            rows[...] = _nibbles(blocks[:, 4 if minima is not None else 2 :])
+        groups[...] = _half(blocks, 0)
+        if minima is not None:
+            minima.reshape(groups.shape)[...] = _half(blocks, 2)
 
 
 def round_to_bf16(values: Floats, out: npt.NDArray[np.uint16]) -> None:

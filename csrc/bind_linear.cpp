@@ -1,0 +1,99 @@
+// Python's door to packed products. Addresses come as integers from kernels/ops.py, which keeps the tensors alive.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bind.h"
+#include "paths.h"
+#include "step.h"
+
+namespace nb = nanobind;
+
+namespace r1 {
+namespace {
+
+Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const std::string& kind, int group, bool minima,
+                   bool wide) {
+  check(n > 0 && k > 0 && n < kMost / k, "a weight has 1 to 2^40 elements");
+  Format f{};
+  if (kind == "fp32") f.kind = Kind::fp32;
+  else if (kind == "bf16") f.kind = Kind::bf16;
+  else if (kind == "int8") f.kind = Kind::int8;
+  else if (kind == "int4") f.kind = Kind::int4;
+  else throw std::invalid_argument("there is no packed format " + kind);
+  const bool coded = f.kind == Kind::int8 || f.kind == Kind::int4;
+  check(coded ? group == 32 || group == 128 : group == 0 && !minima && !wide,
+        "codes stand in groups of 32 or 128; floats have no groups, minima or wide scales");
+  check(!minima || f.kind == Kind::int4, "only 4-bit weights have minima");
+  f.group = group;
+  f.minima = minima;
+  f.wide = wide;
+  check(data == 0 || bytes == f.bytes(n, k), "the packed data has another size than its shape and format ask for");
+  check(data % kAlign == 0, "packed data must be aligned to 64 bytes");
+  return {reinterpret_cast<const uint8_t*>(data), n, k, f};
+}
+
+void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, uintptr_t codes, uintptr_t act,
+            uintptr_t bias, uintptr_t out, bool out_bf16, int64_t ldo) {
+  check(m >= 0 && m < kMost / w.k && m < kMost / w.n, "the number of rows is negative or absurd");
+  check(m <= 1 || (ldx >= w.k && ldo >= w.n), "rows overlap: the distance between rows is less than their width");
+  check(ldx < kMost && ldo < kMost, "the distance between rows is absurd");
+  nb::gil_scoped_release free;
+  const bool direct = w.format.kind == Kind::fp32;
+  check(!direct || !x_bf16, "an fp32 product takes fp32 rows");
+  if (!direct) {
+    const PrepareArgs prepare{reinterpret_cast<const void*>(x),    x_bf16, m, w.k, ldx, w.format,
+                              reinterpret_cast<void*>(codes), reinterpret_cast<Act*>(act)};
+    submit(prepare, prepare_range, kernels().prepare);
+  }
+  const LinearArgs args{w,
+                        reinterpret_cast<const void*>(direct ? x : codes),
+                        m,
+                        ldx,
+                        reinterpret_cast<const Act*>(act),
+                        reinterpret_cast<const float*>(bias),
+                        reinterpret_cast<void*>(out),
+                        out_bf16,
+                        ldo};
+  submit(args, linear_range, kernels().linear);
+}
+
+void pack_rows(const Weight& w, uintptr_t data, int64_t first, int64_t count, uintptr_t values, uintptr_t scales,
+               uintptr_t minima) {
+  check(first >= 0 && count >= 0 && first <= w.n && count <= w.n - first, "these rows are not in the weight");
+  check(w.format.group == 0 || (scales != 0 && (minima != 0) == w.format.minima), "scales or minima are missing");
+  nb::gil_scoped_release free;
+  submit(PackArgs{w, reinterpret_cast<uint8_t*>(data), first, count, reinterpret_cast<const void*>(values),
+                  reinterpret_cast<const float*>(scales), reinterpret_cast<const float*>(minima)},
+         pack_range, pack);
+}
+
+void unpack_rows(const Weight& w, uintptr_t ids, int64_t m, uintptr_t out, bool out_bf16) {
+  check(m >= 0 && m < kMost / w.k, "the number of rows is negative or absurd");
+  nb::gil_scoped_release free;
+  submit(UnpackArgs{w, reinterpret_cast<const int64_t*>(ids), m, reinterpret_cast<void*>(out), out_bf16}, unpack_range,
+         unpack);
+}
+
+}  // namespace
+
+void bind_linear(nb::module_& m) {
+  nb::class_<Weight>(m, "Weight")
+      .def("__init__",
+           [](Weight* self, uintptr_t data, int64_t bytes, int64_t n, int64_t k, const std::string& kind, int group,
+              bool minima, bool wide) { new (self) Weight(make_weight(data, bytes, n, k, kind, group, minima, wide)); })
+      .def_prop_ro("nbytes", [](const Weight& w) { return w.format.bytes(w.n, w.k); })
+      .def_prop_ro("prepares", [](const Weight& w) { return w.format.kind != Kind::fp32; })
+      .def_prop_ro("row_bytes",
+                   [](const Weight& w) { return w.format.padded_k(w.k) * (w.format.kind == Kind::bf16 ? 2 : 1); })
+      .def_prop_ro("groups", [](const Weight& w) {
+        return w.format.group > 0 ? w.format.padded_k(w.k) / w.format.group : int64_t{0};
+      });
+  m.def("linear", &linear);
+  m.def("pack_rows", &pack_rows);
+  m.def("unpack_rows", &unpack_rows);
+}
+
+}  // namespace r1

@@ -1,0 +1,106 @@
+// Products with packed weights: the layout, and the arguments of the kernels that read it.
+//
+// A weight (n, k) is cut into panels of 64 output columns. A panel is one stream, read front to back: per group of k
+// the codes, in units of 256 bytes, then the group's 64 scales and, if it has them, its 64 minima. A unit holds, for
+// each of the 64 columns,
+//   4 bit:   8 k, as 4 bytes: byte b has k = b in its low half and k = 4 + b in its high half
+//   8 bit:   4 k, as 4 bytes: the signed value + 128
+//   bf16:    2 k
+//   fp32:    1 k
+// n is padded to whole panels, k to whole groups (of the unit's k where there are no groups), with codes of weight 0.
+#pragma once
+
+#include <cstdint>
+
+#include "pool.h"
+
+namespace r1 {
+
+constexpr int64_t kPanel = 64;  // columns
+constexpr int64_t kUnit = 256;  // bytes
+constexpr int64_t kAlign = 64;
+
+enum class Kind : int32_t { fp32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+
+struct Format {
+  Kind kind;
+  int32_t group;    // k per scale: 32 or 128; 0 without scales (fp32, bf16)
+  bool minima;      // 4 bit only: w = scale * code + minimum; else w = scale * (code - offset), offset 8 or 128
+  bool wide;        // scales and minima are fp32; else fp16
+
+  int64_t unit_k() const { return kind == Kind::int4 ? 8 : kind == Kind::int8 ? 4 : kind == Kind::bf16 ? 2 : 1; }
+  int64_t step_k() const { return group > 0 ? group : unit_k(); }
+  int64_t padded_k(int64_t k) const { return (k + step_k() - 1) / step_k() * step_k(); }
+  int64_t scale_bytes() const { return group > 0 ? kPanel * (wide ? 4 : 2) * (minima ? 2 : 1) : 0; }
+  int64_t group_bytes() const { return step_k() / unit_k() * kUnit + scale_bytes(); }
+  int64_t panel_bytes(int64_t k) const { return padded_k(k) / step_k() * group_bytes(); }
+  int64_t bytes(int64_t n, int64_t k) const { return (n + kPanel - 1) / kPanel * panel_bytes(k); }
+  int32_t offset() const { return minima ? 0 : kind == Kind::int4 ? 8 : 128; }
+};
+
+struct Weight {
+  const uint8_t* data;
+  int64_t n;
+  int64_t k;
+  Format format;
+
+  int64_t panels() const { return (n + kPanel - 1) / kPanel; }
+  int64_t panel_bytes() const { return format.panel_bytes(k); }
+  const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
+};
+
+// One group of a row of activations: x = scale * code, and the sum of its codes.
+struct Act {
+  float scale;
+  int32_t sum;
+};
+
+// Rows (m, k) of fp32 or bf16 -> what the product reads: int8 codes in groups with their `act`, or padded bf16.
+struct PrepareArgs {
+  const void* x;
+  bool x_bf16;
+  int64_t m, k, ldx;     // ldx: elements between rows
+  Format format;
+  void* codes;           // (m, padded k): int8, or bf16
+  Act* act;              // (m, groups); null for bf16
+};
+Range prepare_range(const PrepareArgs&);
+
+// out (m, n) = x (m, k) @ weight^T + bias. The sum over k runs in one order for every m and every thread.
+struct LinearArgs {
+  Weight weight;
+  const void* x;         // int8 codes (m, padded k), bf16 (m, padded k), or fp32 rows `ldx` elements apart
+  int64_t m, ldx;
+  const Act* act;
+  const float* bias;     // null for none
+  void* out;
+  bool out_bf16;
+  int64_t ldo;           // elements between rows
+};
+Range linear_range(const LinearArgs&);
+
+// Rows of the weight itself, by id: what an embedding looks up. out (m, k).
+struct UnpackArgs {
+  Weight weight;
+  const int64_t* ids;
+  int64_t m;
+  void* out;
+  bool out_bf16;
+};
+Range unpack_range(const UnpackArgs&);
+void unpack(const UnpackArgs&, int64_t begin, int64_t end);
+
+// Writes rows [first, first + count) of a weight into the packed data of `weight`. Plain values for fp32 and bf16 (as
+// bits); codes with scales (count, groups) and minima for the others.
+struct PackArgs {
+  Weight weight;
+  uint8_t* data;
+  int64_t first, count;
+  const void* values;    // float (count, k), uint16 bits (count, k), or uint8 codes (count, k)
+  const float* scales;
+  const float* minima;
+};
+Range pack_range(const PackArgs&);
+void pack(const PackArgs&, int64_t begin, int64_t end);
+
+}  // namespace r1

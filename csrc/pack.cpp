@@ -1,0 +1,88 @@
+// Into the packed layout, and rows back out of it: plain C++, once per model and once per looked-up token.
+#define R1_PATH packing
+#include <algorithm>
+
+#include "linear_generic.h"
+
+namespace r1 {
+namespace {
+
+uint8_t* cell(uint8_t* panel, const Format& f, int64_t k, int64_t c) {
+  const int64_t unit = f.unit_k();
+  return panel + k / f.step_k() * f.group_bytes() + k % f.step_k() / unit * kUnit + c * 4;
+}
+
+void put_scale(uint8_t* at, const Format& f, int64_t i, float value) {
+  if (f.wide) {
+    std::memcpy(at + 4 * i, &value, 4);
+  } else {
+    const _Float16 narrow = static_cast<_Float16>(value);
+    std::memcpy(at + 2 * i, &narrow, 2);
+  }
+}
+
+void pack_codes(const PackArgs& a, int64_t row, uint8_t* panel, int64_t c) {
+  const Format& f = a.weight.format;
+  const int64_t k = a.weight.k, groups = f.padded_k(k) / f.group;
+  const uint8_t* codes = static_cast<const uint8_t*>(a.values) + row * k;
+  for (int64_t i = 0; i < k; ++i) {
+    uint8_t* at = cell(panel, f, i, c) + i % 4;
+    if (f.kind == Kind::int8) *at = codes[i];
+    else if (i % 8 < 4) *at = static_cast<uint8_t>((*at & 0xF0) | (codes[i] & 15));
+    else *at = static_cast<uint8_t>((*at & 0x0F) | (codes[i] << 4));
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    uint8_t* scales = panel + (g + 1) * f.group_bytes() - f.scale_bytes();
+    put_scale(scales, f, c, a.scales[row * groups + g]);
+    if (f.minima) put_scale(scales, f, kPanel + c, a.minima[row * groups + g]);
+  }
+}
+
+}  // namespace
+
+void pack(const PackArgs& a, int64_t begin, int64_t end) {
+  const Format& f = a.weight.format;
+  const int64_t k = a.weight.k;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = a.first + row, c = n % kPanel;
+    uint8_t* panel = a.data + n / kPanel * a.weight.panel_bytes();
+    if (f.kind == Kind::fp32) {
+      const float* values = static_cast<const float*>(a.values) + row * k;
+      for (int64_t i = 0; i < k; ++i) std::memcpy(panel + i * kUnit + c * 4, values + i, 4);
+    } else if (f.kind == Kind::bf16) {
+      const uint16_t* values = static_cast<const uint16_t*>(a.values) + row * k;
+      for (int64_t i = 0; i < k; ++i) std::memcpy(panel + i / 2 * kUnit + c * 4 + i % 2 * 2, values + i, 2);
+    } else {
+      pack_codes(a, row, panel, c);
+    }
+  }
+}
+
+void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
+  const Format& f = a.weight.format;
+  const int64_t k = a.weight.k;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t n = a.ids[row], c = n % kPanel;
+    auto* panel = const_cast<uint8_t*>(a.weight.panel(n / kPanel));
+    for (int64_t i = 0; i < k; ++i) {
+      float value;
+      if (f.kind == Kind::fp32) {
+        std::memcpy(&value, panel + i * kUnit + c * 4, 4);
+      } else if (f.kind == Kind::bf16) {
+        uint16_t bits;
+        std::memcpy(&bits, panel + i / 2 * kUnit + c * 4 + i % 2 * 2, 2);
+        value = packing::from_bf16(bits);
+      } else {
+        const uint8_t byte = cell(panel, f, i, c)[i % 4];
+        const int32_t code = f.kind == Kind::int8 ? byte : i % 8 < 4 ? byte & 15 : byte >> 4;
+        const uint8_t* scales = panel + (i / f.group + 1) * f.group_bytes() - f.scale_bytes();
+        value = static_cast<float>(code - f.offset()) * packing::scale_at(scales, f, c);
+        if (f.minima) value += packing::scale_at(scales, f, kPanel + c);
+      }
+      if (a.out_bf16) static_cast<uint16_t*>(a.out)[row * k + i] = packing::to_bf16(value);
+      else static_cast<float*>(a.out)[row * k + i] = value;
+    }
+  }
+}
+
+}  // namespace r1

@@ -1,0 +1,29 @@
+// The instruction-set paths: each is a table of kernels. The generic one is the truth and has them all; the others
+// replace what they do better. A path's sources are compiled with its flags, in a namespace of its own.
+#pragma once
+
+#include "linear.h"
+#include "rows.h"
+#include "attention.h"
+#include "sample.h"
+
+namespace r1 {
+
+struct Kernels {
+  const char* name;
+  void (*prepare)(const PrepareArgs&, int64_t, int64_t);
+  void (*linear)(const LinearArgs&, int64_t, int64_t);
+  RowKernels rows;            // norms, rope, gates …: rows.h
+  AttentionKernels attention; // attention.h
+  SampleKernels sample;       // sample.h
+};
+
+Kernels generic_kernels();
+bool avx2_kernels(Kernels&);     // replaces entries; false where the CPU or the build lacks the instructions
+bool avx512_kernels(Kernels&);
+
+// The best path that this CPU can run, unless `choose` named another.
+const Kernels& kernels();
+void choose(const char* name);   // "generic", "avx2", "avx512" or "auto"; throws std::invalid_argument
+
+}  // namespace r1

@@ -1,0 +1,117 @@
+"""Frozen weights in the layout that the kernels read: one packed copy serves every number of rows, and lookups too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_r1.kernels import native, pages
+from deepseek_r1.kernels.onednn import OneDnnWeight
+from deepseek_r1.kernels.quantised import QuantisedWeight
+
+LAYOUT_VERSION = 2
+"""Version of the KV row layout and of packed weights; part of every cache key."""
+
+GROUPS = (32, 128)
+"""Groups that the kernels know. A scale for a whole row is repeated for each 128 of its weights."""
+
+_KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+class PackedWeight:
+    """Weights (out, in), stacked by output rows, in the layout that the CPU's kernels read, in place of the plain ones.
+
+    `parts` are float tensors of one dtype, or quantised weights of one format. `dtype` is that of the product:
+    bfloat16 for bfloat16 weights, else float32. `blob` (uint8, aligned to 64 bytes) holds the packed bytes and `spec`
+    what says how to read them. Without native kernels `blob` is None, and quantised weights are held as float32.
+    """
+
+    blob: Tensor | None = None
+
+    def __init__(self, parts: Sequence[Tensor | QuantisedWeight] | Tensor) -> None:
+        given = [parts] if isinstance(parts, Tensor) else list(parts)
+        coded = [_in_groups(part) for part in given if isinstance(part, QuantisedWeight)]
+        plain = [part.detach() for part in given if isinstance(part, Tensor)]
+        if coded and (plain or len({part.format for part in coded}) > 1):
+            raise ValueError("parts of different formats can't be one packed weight")
+        if native.library is None or (plain and plain[0].dtype not in _KINDS):
+            dense = torch.cat([part.dequantise() for part in coded] or plain)
+            self._onednn = OneDnnWeight(dense)
+            self.out_features, self.in_features = dense.shape
+            self.dtype, self.nbytes = dense.dtype, self._onednn.nbytes
+            self.spec: dict[str, Any] = {}
+            return
+        spec = _coded_spec(coded) if coded else _plain_spec(plain[0].dtype)
+        spec["out"] = sum(part.out_features for part in coded) + sum(part.shape[0] for part in plain)
+        spec["in"] = coded[0].in_features if coded else plain[0].shape[1]
+        blob = pages.zeros(_weight(spec, None).nbytes)
+        self._take(blob, spec)
+        first = 0
+        for part in coded:
+            native.pack_rows(self._native, blob, first, part.codes, part.scales, part.minima)
+            first += part.out_features
+        for tensor in plain:
+            native.pack_rows(self._native, blob, first, tensor, None, None)
+            first += len(tensor)
+
+    @classmethod
+    def from_blob(cls, blob: Tensor, spec: Mapping[str, Any]) -> PackedWeight:
+        """The weight whose packed bytes are `blob`, kept as they are. Raises `ValueError` where the two don't agree."""
+        self = cls.__new__(cls)
+        self._take(blob, dict(spec))
+        return self
+
+    def _take(self, blob: Tensor, spec: dict[str, Any]) -> None:
+        self._native = _weight(spec, blob)
+        self.out_features, self.in_features = spec["out"], spec["in"]
+        self.dtype = torch.bfloat16 if spec["kind"] == "bf16" else torch.float32
+        self.blob, self.spec, self.nbytes = blob, spec, blob.numel()
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., in) -> (..., out), in `dtype`. Not differentiable."""
+        if self.blob is None:
+            out = self._onednn.linear(x.to(self.dtype).reshape(-1, self.in_features), bias)
+        else:
+            if x.dtype not in native.FLOATS or (self.spec["kind"] == "fp32" and x.dtype is not torch.float32):
+                x = x.to(self.dtype)
+            if bias is not None and bias.dtype is not torch.float32:
+                bias = bias.float()
+            out = native.linear(x, self._native, self.out_features, bias, self.dtype)
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows `ids` (n,) of the weight -> (n, in) in `dtype`; the ids must exist."""
+        if self.blob is None:
+            return self._onednn.rows(ids)
+        return native.unpack_rows(self._native, ids, self.in_features, self.dtype)
+
+
+def _weight(spec: Mapping[str, Any], blob: Tensor | None) -> Any:
+    """The native description; without a blob one that only knows its size."""
+    where = (0, 0) if blob is None else (native.address(blob, torch.uint8), blob.numel())
+    return native.library.Weight(*where, *(spec[name] for name in ("out", "in", "kind", "group", "minima", "wide")))
+
+
+def _in_groups(part: QuantisedWeight) -> QuantisedWeight:
+    """The same weight in groups that the kernels know."""
+    if part.group in GROUPS:
+        return part
+    if part.group != part.in_features:
+        raise ValueError(f"weights in groups of {part.group} can't be packed: {GROUPS} or whole rows")
+    groups = -(-part.in_features // GROUPS[-1])
+    minima = None if part.minima is None else part.minima.expand(-1, groups)
+    return QuantisedWeight(part.codes, part.scales.expand(-1, groups), minima, part.bits, GROUPS[-1])
+
+
+def _plain_spec(dtype: torch.dtype) -> dict[str, Any]:
+    return {"kind": _KINDS[dtype], "group": 0, "minima": False, "wide": False}
+
+
+def _coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
+    bits, group, minima = parts[0].format
+    numbers = [t for part in parts for t in (part.scales, part.minima) if t is not None]
+    narrow = all(torch.equal(t.half().float(), t) for t in numbers)
+    return {"kind": f"int{bits}", "group": group, "minima": minima, "wide": not narrow}

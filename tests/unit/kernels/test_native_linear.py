@@ -1,0 +1,213 @@
+"""Packed products of every format on every path: equal to their definition, the same bits in any batch, sizes checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deepseek_r1.kernels import native, ops, pages
+from deepseek_r1.kernels.packed import PackedWeight
+from deepseek_r1.kernels.quantised import QuantisedWeight
+
+FLOATS = ("fp32", "bf16")
+CODED = [
+    (bits, group, minima, wide)
+    for bits, group, minima, wide in (
+        *((4, 32, False, False), (4, 32, True, False), (4, 32, False, True), (4, 32, True, True)),
+        *(
+            (4, 128, False, False),
+            (4, 128, True, False),
+            (8, 32, False, False),
+            (8, 128, False, True),
+            (8, 0, False, True),
+        ),
+    )
+]
+PATHS = ("generic", "avx2", "avx512")
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    native.library.choose(request.param)
+    yield request.param
+    native.library.choose("auto")
+
+
+def coded(rows: int, columns: int, bits: int, group: int, minima: bool, wide: bool, seed: int = 0) -> QuantisedWeight:
+    generator = torch.Generator().manual_seed(seed)
+    group = group or columns
+    groups = -(-columns // group)
+    codes = torch.randint(0, 1 << bits, (rows, columns), generator=generator, dtype=torch.uint8)
+    scales = torch.rand(rows, groups, generator=generator) * 0.1 + 0.01
+    lows = torch.randn(rows, groups, generator=generator) if minima else None
+    if not wide:
+        scales, lows = scales.half().float(), None if lows is None else lows.half().float()
+    return QuantisedWeight(codes, scales, lows, bits, group)
+
+
+def rounded_activations(x: Tensor, group: int) -> Tensor:
+    """x as the product sees it, by the definition in csrc/linear_generic.h: a scale of its own for each group."""
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for start in range(0, x.shape[1], group):
+        part = x[:, start : start + group]
+        largest = part.abs().amax(1, keepdim=True)
+        codes = torch.round(part * (127.0 / largest))
+        codes[largest[:, 0] < 1e-30] = 0
+        out[:, start : start + group] = codes.double() * (largest / 127.0).double()
+    return out
+
+
+@settings(max_examples=12, deadline=None)
+@given(rows=st.integers(1, 130), columns=st.integers(1, 300), m=st.integers(1, 9), seed=st.integers(0, 99))
+@pytest.mark.parametrize("form", CODED, ids=str)
+def test_quantised_products_equal_their_definition(
+    form: tuple[int, int, bool, bool], rows: int, columns: int, m: int, seed: int
+) -> None:
+    weight = coded(rows, columns, *form, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(m, columns, generator=generator) * 10.0 ** torch.randint(-3, 4, (m, 1), generator=generator)
+    bias = torch.randn(rows, generator=generator)
+    seen = rounded_activations(x, weight.group if weight.group in (32, 128) else 128)
+    want = seen @ weight.dequantise().double().T + bias
+    size = seen.abs() @ weight.dequantise().double().abs().T + bias.abs() + 1e-30
+    for name in PATHS:
+        native.library.choose(name)
+        got = ops.linear(x, PackedWeight([weight]), bias)
+        assert got.dtype is torch.float32
+        # Codes with minima and codes without their offset cancel in parts: the error goes with what was summed.
+        assert ((got - want).abs() / (size * 8)).max() < 2e-6, name
+    native.library.choose("auto")
+
+
+@pytest.mark.parametrize("form", CODED, ids=str)
+def test_paths_agree_in_the_integers(form: tuple[int, int, bool, bool]) -> None:
+    """With one group and scales that are powers of two every float step is exact: all paths give the same bits."""
+    bits, group, minima, _ = form
+    columns = group or 128
+    weight = coded(70, columns, bits, group, minima, True)
+    weight = QuantisedWeight(
+        weight.codes, torch.full((70, 1), 0.25), torch.full((70, 1), -0.5) if minima else None, bits, columns
+    )
+    x = torch.randint(-127, 128, (5, columns)).float()
+    x[:, 0] = 127
+    want = x.double() @ weight.dequantise().double().T
+    for name in PATHS:
+        native.library.choose(name)
+        assert torch.equal(ops.linear(x, PackedWeight([weight])).double(), want), name
+    native.library.choose("auto")
+
+
+@pytest.mark.parametrize("kind", [*FLOATS, *CODED], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rows_bits_do_not_depend_on_its_batch_or_threads(kind: object, threads: int, path: str) -> None:
+    if isinstance(kind, tuple):
+        weight = PackedWeight([coded(200, 328, *kind)])
+    else:
+        dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+        weight = PackedWeight(torch.randn(200, 328, generator=torch.Generator().manual_seed(1)).to(dtype))
+    x = torch.randn(220, 328, generator=torch.Generator().manual_seed(2)).to(weight.dtype)
+    before = native.library.threads()
+    whole = ops.linear(x, weight)
+    native.library.set_threads(threads)
+    try:
+        for count in (1, 2, 3, 4, 5, 7, 32, 95, 96, 97, 193):
+            assert torch.equal(ops.linear(x[:count], weight), whole[:count]), count
+            assert torch.equal(ops.linear(x[220 - count :], weight), whole[220 - count :]), count
+    finally:
+        native.library.set_threads(before)
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 140), columns=st.integers(1, 200), m=st.integers(1, 8), seed=st.integers(0, 99))
+def test_float_products_equal_fp64(kind: str, rows: int, columns: int, m: int, seed: int) -> None:
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator).to(dtype)
+    wide = torch.randn(m, columns + 5, generator=generator).to(dtype)
+    x = wide[:, 2 : columns + 2]  # rows that don't touch
+    want = x.double() @ weight.double().T
+    size = x.double().abs() @ weight.double().abs().T
+    for name in PATHS:
+        native.library.choose(name)
+        got = ops.linear(x, PackedWeight(weight)).double()
+        bound = 1e-6 * size if kind == "fp32" else 1e-6 * size + want.abs() * 2**-8
+        assert ((got - want).abs() <= bound + 1e-30).all(), name
+    native.library.choose("auto")
+
+
+def test_extreme_values(path: str) -> None:
+    weight = PackedWeight([coded(64, 64, 4, 32, False, False)])
+    x = torch.zeros(6, 64)
+    x[1] = 1e-38  # too small for a scale of its own: taken as zero
+    x[2, 5] = float("inf")
+    x[3, 40] = float("nan")
+    x[4] = 3e38
+    x[5, 3] = -1e30
+    out = ops.linear(x, weight)
+    assert (out[:2] == 0).all()
+    assert out[2].isnan().all() and out[3].isnan().all(), "what is not finite does not pass as a number"
+    assert out[5].isfinite().all()
+    for row in range(6):
+        alone = ops.linear(x[row : row + 1], weight)
+        assert torch.equal(alone.nan_to_num(7), out[row : row + 1].nan_to_num(7))
+
+
+@pytest.mark.parametrize("kind", [*FLOATS, *CODED], ids=str)
+def test_rows_are_read_back(kind: object) -> None:
+    ids = torch.tensor([0, 63, 64, 99, 0])
+    if isinstance(kind, tuple):
+        weight = coded(100, 97, *kind)
+        assert torch.equal(ops.embedding(ids, PackedWeight([weight])), weight.dequantise()[ids])
+    else:
+        table = torch.randn(100, 97).to(torch.float32 if kind == "fp32" else torch.bfloat16)
+        assert torch.equal(ops.embedding(ids, PackedWeight(table)), table[ids])
+
+
+def test_parts_are_stacked_and_blobs_reopen() -> None:
+    parts = [coded(30, 64, 4, 32, True, False, seed=s) for s in range(3)]
+    whole = PackedWeight(parts)
+    x = torch.randn(4, 64)
+    assert torch.equal(ops.linear(x, whole), torch.cat([ops.linear(x, PackedWeight([p])) for p in parts], dim=1))
+    again = PackedWeight.from_blob(whole.blob, whole.spec)
+    assert torch.equal(ops.linear(x, again), ops.linear(x, whole)) and again.nbytes == whole.nbytes
+    with pytest.raises(ValueError, match="different formats"):
+        PackedWeight([parts[0], coded(30, 64, 4, 32, False, False)])
+    with pytest.raises(ValueError, match="another size"):
+        PackedWeight.from_blob(whole.blob[:-64], whole.spec)
+    with pytest.raises(ValueError, match="aligned"):
+        PackedWeight.from_blob(torch.cat((whole.blob, whole.blob))[1 : 1 + whole.nbytes], whole.spec)
+
+
+def test_hostile_sizes_raise() -> None:
+    make = native.library.Weight
+    for n, k, kind, group in (
+        (0, 5, "fp32", 0),
+        (5, -1, "fp32", 0),
+        (1 << 40, 1 << 40, "int8", 32),
+        (5, 5, "fp32", 32),
+    ):
+        with pytest.raises(ValueError):
+            make(0, 0, n, k, kind, group, False, False)
+    for kind, group, minima in (("int8", 64, False), ("int8", 32, True), ("int2", 32, False), ("int4", 0, False)):
+        with pytest.raises(ValueError):
+            make(0, 0, 8, 8, kind, group, minima, False)
+    blob = pages.zeros(make(0, 0, 64, 8, "fp32", 0, False, False).nbytes)
+    weight = make(blob.data_ptr(), blob.numel(), 64, 8, "fp32", 0, False, False)
+    x = torch.zeros(4, 8)
+    out = torch.zeros(4, 64)
+
+    def run(m: int, ldx: int, ldo: int) -> None:
+        native.library.linear(weight, x.data_ptr(), False, m, ldx, 0, 0, 0, out.data_ptr(), False, ldo)
+
+    run(4, 8, 64)
+    for m, ldx, ldo in ((-1, 8, 64), (1 << 60, 8, 64), (4, 7, 64), (4, 8, 63), (4, 1 << 50, 64)):
+        with pytest.raises(ValueError):
+            run(m, ldx, ldo)
+    with pytest.raises(ValueError, match="not in the weight"):
+        native.library.pack_rows(weight, blob.data_ptr(), 60, 5, x.data_ptr(), 0, 0)

@@ -1,8 +1,8 @@
 // Causal attention over a paged pool of keys and values, for any mix of one-token and longer spans in one call.
 //
-// Keys are taken in tiles of 64 at fixed absolute positions (0-63, 64-127, …). For each query and tile: the scores, each
-// a sum over the head's columns in ascending order; their largest m; the weights e^(score - m), their sum l, and the
-// weighted sum of the values, keys ascending. Tiles are merged one by one in ascending order:
+// Keys are taken in tiles of 64 at fixed absolute positions (0 to 63, 64 to 127 and so on). For each query and tile:
+// the scores, each a sum over the head's columns in ascending order; their largest m; the weights e^(score - m), their
+// sum l, and the weighted sum a of the values, keys ascending. Tiles are merged one by one in ascending order:
 //   M' = max(M, m);  L = L e^(M - M') + l e^(m - M');  A = A e^(M - M') + a e^(m - M');  at the end A / L.
 // That is all that a query's result depends on: not on the queries beside it, nor on how the tiles are shared out.
 // What a query does not see is never read for it, so neither are rows that hold nothing yet.

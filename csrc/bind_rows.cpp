@@ -48,7 +48,7 @@ void rope(Address x, bool x_bf16, int64_t tokens, int64_t heads, int64_t dim, in
           int64_t out_head) {
   check_sizes("rope", tokens, heads, dim);
   check_strides("rope", x_token, x_head, out_token, out_head);
-  check(rotated >= 0 && rotated <= dim && rotated % 2 == 0, "rope: an even number of columns is rotated, `dim` at most");
+  check(rotated >= 0 && rotated <= dim && rotated % 2 == 0, "rope: an even number of columns is rotated, dim at most");
   check_apart("rope", heads, out_head, dim);
   check_apart("rope", tokens, out_token, heads > 0 ? (heads - 1) * out_head + dim : 0);
   const int64_t count = tokens * heads * dim;

@@ -17,17 +17,20 @@ typedef int64_t i64x8 __attribute__((vector_size(64)));
 typedef float f32x4 __attribute__((vector_size(16)));
 
 // The sums and maxima of vector.h, in the same tree, without a way through memory.
-R1_INLINE f32x4 quarter(f32x16 v, f32x8 (*both)(f32x8, f32x8), f32x4 (*both_4)(f32x4, f32x4)) {
+template <class F>
+R1_INLINE f32x4 quarter(f32x16 v, F both) {
   const f32x8 a = both(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
                        __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-  return both_4(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
+  return both(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
 }
 R1_INLINE float add_lanes(f32x16 v) {
-  const f32x4 q = quarter(v, [](f32x8 a, f32x8 b) { return a + b; }, [](f32x4 a, f32x4 b) { return a + b; });
+  const auto both = [](auto a, auto b) { return a + b; };
+  const f32x4 q = quarter(v, both);
   return (q[0] + q[2]) + (q[1] + q[3]);
 }
 R1_INLINE float most_of(f32x16 v) {
-  const f32x4 q = quarter(v, [](f32x8 a, f32x8 b) { return a > b ? a : b; }, [](f32x4 a, f32x4 b) { return a > b ? a : b; });
+  const auto larger = [](auto a, auto b) { return a > b ? a : b; };
+  const f32x4 q = quarter(v, larger);
   const float even = q[0] > q[2] ? q[0] : q[2], odd = q[1] > q[3] ? q[1] : q[3];
   return even > odd ? even : odd;
 }

@@ -18,6 +18,10 @@ namespace {
 constexpr uint64_t kCountBits = 24;
 constexpr uint64_t kMask = (uint64_t{1} << kCountBits) - 1;
 constexpr auto kSpin = std::chrono::microseconds(60);
+// Waiting so long for a chunk means that its thread has lost its core: a chunk takes some hundred microseconds at most.
+constexpr auto kStall = std::chrono::microseconds(1500);
+constexpr auto kAloneFirst = std::chrono::milliseconds(4);
+constexpr auto kAloneMost = std::chrono::milliseconds(256);
 
 uint64_t next_of(uint64_t state) { return state & kMask; }
 uint64_t count_of(uint64_t state) { return (state >> kCountBits) & kMask; }
@@ -93,10 +97,11 @@ void Pool::run(const Step& step) {
   if (range.items <= 0) return;
   int64_t grain = std::max<int64_t>(1, range.grain);
   if (workers_.empty() || range.items <= grain) return step.run(0, range.items);
+  std::lock_guard<std::mutex> turn(callers_);
+  if (alone()) return step.run(0, range.items);
   grain = std::max<int64_t>(grain, (range.items + static_cast<int64_t>(kMask) - 1) / static_cast<int64_t>(kMask));
   const uint64_t chunks = static_cast<uint64_t>((range.items + grain - 1) / grain);
 
-  std::lock_guard<std::mutex> turn(callers_);
   step_ = &step;
   items_ = range.items;
   grain_ = grain;
@@ -132,8 +137,25 @@ void Pool::await_chunks() {
   const auto count = static_cast<uint32_t>(count_of(state_.load(std::memory_order_relaxed)));
   if (spin([&] { return done_.load(std::memory_order_acquire) == count; })) return;
   // Somebody who holds a chunk has lost his core. Ours is free for him while we sleep.
+  const auto start = std::chrono::steady_clock::now();
   waiting_.store(1);
   for (uint32_t done = done_.load(); done != count; done = done_.load()) sleep_on(done_, done);
+  const auto now = std::chrono::steady_clock::now();
+  if (now - start > kStall) note_stall(now);
+}
+
+bool Pool::alone() {
+  if (alone_for_ == std::chrono::steady_clock::duration::zero()) return false;
+  const auto now = std::chrono::steady_clock::now();
+  if (now < alone_until_) return true;
+  // All went well for as long again: what had taken the core is gone.
+  if (now > alone_until_ + alone_for_) alone_for_ = {};
+  return false;
+}
+
+void Pool::note_stall(std::chrono::steady_clock::time_point now) {
+  alone_for_ = std::clamp<std::chrono::steady_clock::duration>(2 * alone_for_, kAloneFirst, kAloneMost);
+  alone_until_ = now + alone_for_;
 }
 
 void Pool::await_work() {

@@ -1,10 +1,13 @@
 // The thread pool: one parallel loop at a time, chunks claimed as threads get to them.
 //
 // A thread that has not begun a chunk holds nothing up: where another process takes a core, the others do its share.
-// Nobody waits by spinning for long, so that torch's own threads (and other processes) find the cores free.
+// A thread that loses its core within a chunk does: after such a stall the caller goes on alone for a while, for longer
+// each time it happens again. Nobody waits by spinning for long, so that torch's own threads (and other processes) find
+// the cores free.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -42,6 +45,8 @@ class Pool {
   bool help();         // claims chunks of the current loop until none is left; false where there was none
   void await_work();   // returns when there is something to claim, or at the end
   void await_chunks(); // returns when every claimed chunk is done
+  bool alone();        // whether the caller had better do without the others for now
+  void note_stall(std::chrono::steady_clock::time_point now);
 
   // (epoch, chunks, next chunk): a claim is one compare-and-swap, which fails if the loop has changed in between.
   alignas(64) std::atomic<uint64_t> state_{0};
@@ -54,6 +59,8 @@ class Pool {
   int64_t items_ = 0;
   int64_t grain_ = 1;
   uint64_t epoch_ = 0;
+  std::chrono::steady_clock::time_point alone_until_{};
+  std::chrono::steady_clock::duration alone_for_{};
   std::mutex callers_;  // loops of different callers take turns
   std::vector<std::thread> workers_;
 };

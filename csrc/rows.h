@@ -82,8 +82,8 @@ struct AddArgs {
 };
 Range add_range(const AddArgs&);
 
-// out[i] = scale * x[index[i]], with x rounded to out's type first: copies, casts, gathers, embeddings. The caller answers
-// for the index.
+// out[i] = scale * x[index[i]], with x rounded to out's type first: copies, casts, gathers, embeddings. The caller
+// answers for the index.
 struct CopyArgs {
   const void* x;
   bool x_bf16;

@@ -182,7 +182,9 @@ inline void add(const AddArgs& a, int64_t begin, int64_t end) {
 template <class X, class Y>
 void copy_row(const X* x, Y* out, float scale, int64_t dim) {
   constexpr bool narrow = is_bf16<Y> && !is_bf16<X>;
-  each_16(dim, [&](int64_t i, int64_t n) R1_ALWAYS { store_some(out + i, rounded<narrow>(load_some(x + i, n)) * scale, n); });
+  each_16(dim, [&](int64_t i, int64_t n) R1_ALWAYS {
+    store_some(out + i, rounded<narrow>(load_some(x + i, n)) * scale, n);
+  });
 }
 
 inline void copy(const CopyArgs& a, int64_t begin, int64_t end) {

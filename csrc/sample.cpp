@@ -62,19 +62,13 @@ struct Row {
   // Sets `kept` to the tokens whose logit is at least `least`, ascending, with their chances.
   void collect(double least) {
     kept.clear();
-    float few[kMaxBlock];
     double chances[kMaxBlock];
     for (int64_t block = 0; block < static_cast<int64_t>(maxima.size()); ++block) {
       if (!(maxima[block] >= least)) continue;
-      const int64_t start = block * kMaxBlock, end = std::min(n, start + kMaxBlock), before = kept.size();
-      int64_t count = 0;
-      for (int64_t i = start; i < end; ++i) {
-        if (!(x[i] >= least)) continue;
-        kept.push_back({0, i});
-        few[count++] = x[i];
-      }
-      kernels().sample.chances(few, count, temperature, most, chances);
-      for (int64_t i = 0; i < count; ++i) kept[before + i].chance = chances[i];
+      const int64_t start = block * kMaxBlock, count = std::min(kMaxBlock, n - start);
+      kernels().sample.chances(x + start, count, temperature, most, chances);
+      for (int64_t i = 0; i < count; ++i)
+        if (x[start + i] >= least) kept.push_back({chances[i], start + i});
     }
   }
 
@@ -94,38 +88,45 @@ struct Row {
   }
 
   void drop_impossible() {
-    kept.erase(std::remove_if(kept.begin(), kept.end(), [](const Candidate& c) { return !(c.chance > 0); }), kept.end());
+    const auto end = std::remove_if(kept.begin(), kept.end(), [](const Candidate& c) { return !(c.chance > 0); });
+    kept.erase(end, kept.end());
   }
 };
 
-// Leaves the candidates before which less than `limit` stands, in any order. Like a quick search for the k-th, by mass
-// instead of number.
+// Leaves the candidates before which less than `limit` stands, in the order in which they are. Like a quick search for
+// the k-th, by mass instead of number.
 void keep_mass(std::vector<Candidate>& list, double limit) {
-  size_t low = 0, high = list.size();
-  double mass = 0;  // of list[0, low), which are kept
+  thread_local std::vector<Candidate> order;
+  order = list;
+  size_t low = 0, high = order.size();
+  double mass = 0;                        // of order[0, low), which are kept
+  Candidate last{2, -1};                  // the last of those kept; no chance is above 1
   while (high - low > 32) {
-    const Candidate a = list[low], b = list[low + (high - low) / 2], c = list[high - 1];
+    const Candidate a = order[low], b = order[low + (high - low) / 2], c = order[high - 1];
     const Candidate pivot = std::max(std::min(a, b, before), std::min(std::max(a, b, before), c, before), before);
-    const auto middle = std::partition(list.begin() + low, list.begin() + high,
+    const auto middle = std::partition(order.begin() + low, order.begin() + high,
                                        [&](const Candidate& one) { return before(one, pivot); });
-    const size_t split = middle - list.begin();
+    const size_t split = middle - order.begin();
     double upper = 0;
-    for (size_t i = low; i < split; ++i) upper += list[i].chance;
+    for (size_t i = low; i < split; ++i) upper += order[i].chance;
     if (mass + upper >= limit) {
       high = split;
       continue;
     }
     // All before the pivot are kept, and so is the pivot, before which less than the limit stands.
-    mass += upper;
-    std::iter_swap(middle, std::find_if(list.begin() + split, list.begin() + high,
+    std::iter_swap(middle, std::find_if(order.begin() + split, order.begin() + high,
                                         [&](const Candidate& one) { return one.id == pivot.id; }));
-    mass += pivot.chance;
+    mass += upper + pivot.chance;
+    last = pivot;
     low = split + 1;
     if (mass >= limit) high = low;
   }
-  std::sort(list.begin() + low, list.begin() + high, before);
-  for (; low < high && mass < limit; ++low) mass += list[low].chance;
-  list.resize(low);
+  std::sort(order.begin() + low, order.begin() + high, before);
+  for (; low < high && mass < limit; ++low) {
+    mass += order[low].chance;
+    last = order[low];
+  }
+  list.erase(std::remove_if(list.begin(), list.end(), [&](const Candidate& c) { return before(last, c); }), list.end());
 }
 
 // What the filter leaves of a heated row, in row.kept, ascending. For a filter that leaves all, see `draw_any`.
@@ -146,6 +147,7 @@ void filter(Row& row, const Filter& f) {
       while (count < kept.size() && mass < f.top_p * total) mass += kept[count++].chance;
       kept.resize(count);
     }
+    std::sort(kept.begin(), kept.end(), by_id);
   } else if (f.top_p < 1) {
     thread_local std::vector<double> sums;
     sums.resize(static_cast<size_t>(blocks(row.n, kSumBlock)));
@@ -170,7 +172,6 @@ void filter(Row& row, const Filter& f) {
     kept.erase(std::remove_if(kept.begin(), kept.end(), [&](const Candidate& c) { return !(c.chance >= f.min_p); }),
                kept.end());
   row.drop_impossible();
-  std::sort(kept.begin(), kept.end(), by_id);
 }
 
 // A draw from the whole row: the block by the partial sums, then the token within it.
@@ -224,7 +225,7 @@ double log_sum(const Row& row) {
   return row.most + std::log(kernels().sample.sums(row.x, row.n, 1, row.most, sums.data()));
 }
 
-Range rows_of(const LogitRows& in) { return {in.rows, std::max<int64_t>(1, 8192 / std::max<int64_t>(1, in.vocabulary))}; }
+Range rows_of(const LogitRows& in) { return {in.rows, std::max<int64_t>(1, 8192 / in.vocabulary)}; }
 
 }  // namespace
 

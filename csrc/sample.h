@@ -45,8 +45,8 @@ struct LogprobsArgs {
 void logprobs(const LogprobsArgs&, int64_t begin, int64_t end);
 Range logprobs_range(const LogprobsArgs&);
 
-// How one row is filtered: 0 < top_k < vocabulary keeps the likeliest top_k, then top_p < 1 those before which less than
-// top_p of what is left stands, then min_p those with at least that chance (the likeliest has 1).
+// How one row is filtered: 0 < top_k < vocabulary keeps the likeliest top_k, then top_p < 1 those before which less
+// than top_p of what is left stands, then min_p those with at least that chance (the likeliest has 1).
 struct Filter {
   double temperature, top_p, min_p;
   int64_t top_k;
@@ -66,8 +66,8 @@ struct DrawArgs {
 void draw(const DrawArgs&, int64_t begin, int64_t end);
 Range draw_range(const DrawArgs&);
 
-// What the filter leaves of each row, ascending by id: ids and chances (rows, capacity), counts (rows). A count above the
-// capacity says how much is missing.
+// What the filter leaves of each row, ascending by id: ids and chances (rows, capacity), counts (rows). A count above
+// the capacity says how much is missing.
 struct CandidatesArgs {
   LogitRows in;
   Filter filter;

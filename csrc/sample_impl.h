@@ -58,13 +58,16 @@ inline double row_sums(const float* x, int64_t n, double temperature, double mos
 }
 
 inline void row_chances(const float* x, int64_t n, double temperature, double most, double* chances) {
-  for (int64_t i = 0; i < n; i += 8) {
-    float lanes[8] = {};
-    const int64_t many = n - i < 8 ? n - i : 8;
-    for (int64_t j = 0; j < many; ++j) lanes[j] = x[i + j];
-    const f64x8 e = chance<true>(load64(lanes), temperature, most);
-    for (int64_t j = 0; j < many; ++j) chances[i + j] = e[j];
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const f64x8 e = chance<true>(load64(x + i), temperature, most);
+    std::memcpy(chances + i, &e, sizeof e);
   }
+  if (i == n) return;
+  float lanes[8] = {};
+  for (int64_t j = i; j < n; ++j) lanes[j - i] = x[j];
+  const f64x8 e = chance<true>(load64(lanes), temperature, most);
+  for (int64_t j = i; j < n; ++j) chances[j] = e[j - i];
 }
 
 inline SampleKernels sample_kernels() { return {row_maxima, row_sums, row_chances}; }

@@ -25,10 +25,16 @@ R1_INLINE f32x16 load(const float* p) { f32x16 v; std::memcpy(&v, p, sizeof v); 
 R1_INLINE void store(float* p, f32x16 v) { std::memcpy(p, &v, sizeof v); }
 
 R1_INLINE f32x16 load(const uint16_t* p) {  // bf16 bits
+#if defined(__AVX512F__)
+  __m256i half;
+  std::memcpy(&half, p, sizeof half);
+  return reinterpret_cast<f32x16>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+#else
   u16x16 v;
   std::memcpy(&v, p, sizeof v);
   u32x16 wide = __builtin_convertvector(v, u32x16) << 16;
   return reinterpret_cast<f32x16>(wide);
+#endif
 }
 // To the nearest bf16, ties to even; a NaN stays a NaN.
 R1_INLINE uint16_t to_bf16(float x) {

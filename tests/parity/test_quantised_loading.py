@@ -25,7 +25,7 @@ from deepseek_r1.models.loading import load_decoder
 from deepseek_r1.models.locate import locate_model
 from deepseek_r1.serve.local import DeepSeekModel
 from support import tiny
-from support.blob_weight import BlobWeight
+from support.blob_weight import BlobStack, BlobWeight
 
 
 @pytest.fixture
@@ -123,12 +123,14 @@ def test_packed_weights_are_the_values_that_were_counted_on(
     values = load_decoder(path, parse_precision(precision), pack=False)
     full = load_decoder(path, DeepSeekConfig(), pack=False)
     monkeypatch.setattr(ops, "PackedWeight", BlobWeight)
+    monkeypatch.setattr(ops, "PackedStack", BlobStack)
+    monkeypatch.setattr(ops, "NATIVE", True)
     packed = load_decoder(path, parse_precision(precision), pack=True)
     products = 0
     for name, module in packed.named_modules():
-        if isinstance(module, PackedLinear | PackedEmbedding | PackedLinearGroup):
+        if isinstance(getattr(module, "weight", None), BlobWeight):
             parts = [m.weight for m in values.get_submodule(name).children()] or [values.get_submodule(name).weight]
-            assert torch.equal(module.weight.dense, torch.cat(parts).float()), name
+            assert torch.equal(module.weight.dense, torch.cat(parts).float().flatten(0, -2)), name
             products += 1
     assert products >= 7
     bound = 0.2 if "int4" in precision else 0.02
@@ -136,7 +138,7 @@ def test_packed_weights_are_the_values_that_were_counted_on(
     state.setdefault("lm_head.weight", full.lm_head.weight)
     for name, weight in values.named_parameters():
         error = float((weight - state[name]).norm() / state[name].norm())
-        matrix = weight.dim() == 2 and not any(part in name for part in ("norm", "router"))
+        matrix = weight.dim() >= 2 and not any(part in name for part in ("norm", "router", "k_up", "v_up"))
         quantised = matrix and not (name == "embedding.weight" and "embedding=fp32" in precision)
         assert (0 < error < bound) if quantised else error == 0, name
 
@@ -156,7 +158,8 @@ def test_logits_are_near_those_of_the_values(
     for got in (packed_logits(decoder, ids), paged_logits(decoder, ids, [7, 33])):
         assert got.dtype is torch.float32
         error = (got - want).abs().mean() / want.std()
-        assert error < (0.07 if ops.NATIVE else 1e-5)
+        # Now and then rounding sends a token to another expert, whose results differ as a whole.
+        assert error < ((0.1 if decoder.config.moe else 0.07) if ops.NATIVE else 1e-5)
     full = packed_logits(load_decoder(path, DeepSeekConfig(), pack=True), ids)
     assert (want - full).abs().mean() / full.std() > (0.02 if precision == "int4" else 0.001), "the control"
 

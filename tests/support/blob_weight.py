@@ -37,3 +37,24 @@ class BlobWeight:
         self.out_features, self.in_features = spec["out"], spec["in"]
         self.dtype = torch.bfloat16 if spec["kind"] == "torch.bfloat16" else torch.float32
         self.dense = blob.view(torch.float32).view(spec["out"], spec["in"])
+
+
+class BlobStack(BlobWeight):
+    """Has the interface of `ops.PackedStack`: the weights of all members stand one below the other."""
+
+    def __init__(self, parts: Sequence[Tensor | QuantisedWeight] | Tensor) -> None:
+        super().__init__(list(parts))
+        self._take(self.blob, self.spec | {"count": len(parts), "out": self.out_features // len(parts)})
+
+    @classmethod
+    def from_blob(cls, blob: Tensor, spec: Mapping[str, Any]) -> BlobStack:
+        self = cls.__new__(cls)
+        if blob.numel() != spec["count"] * spec["out"] * spec["in"] * 4:
+            raise ValueError("the packed data has another size")
+        self._take(blob, dict(spec))
+        return self
+
+    def _take(self, blob: Tensor, spec: dict[str, Any]) -> None:
+        self.count = spec.get("count", 1)
+        super()._take(blob, {**spec, "out": self.count * spec["out"]})
+        self.spec, self.out_features = spec, spec["out"]

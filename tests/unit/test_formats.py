@@ -41,14 +41,16 @@ def test_what_a_stored_weight_becomes(stored: str) -> None:
     for weight in (LINEAR, TABLE):
         assert quantised_format(int8, *weight, stored) == (OWN["Q8_0"] if stored == "Q8_0" else WIDE)
         assert quantised_format(parse_precision("bf16"), *weight, stored) is None
+    experts = ("layers.0.mlp.experts.up_proj.weight", (6, 40, 48))
+    for precision in (int4, int8, parse_precision("bf16")):
+        assert quantised_format(precision, *experts, stored) == quantised_format(precision, *LINEAR, stored)
 
 
-def test_norms_routers_experts_and_maps_per_head_stay_floats() -> None:
+def test_norms_routers_and_maps_per_head_stay_floats() -> None:
     int4 = parse_precision("int4")
     for name, shape in (
         ("layers.0.attention_norm.weight", (48,)),
         ("layers.0.mlp.router.weight", (6, 48)),
-        ("layers.0.mlp.experts.up_proj.weight", (6, 40, 48)),
         ("layers.0.attention.k_up.weight", (6, 24, 12)),
         ("layers.0.attention.conv_weight", (98, 4)),
         ("layers.0.attention.qkv.q_proj.bias", (96,)),
@@ -60,11 +62,12 @@ def test_norms_routers_experts_and_maps_per_head_stay_floats() -> None:
 
 
 class Retyped(Checkpoint):
-    """A checkpoint whose header says that its matrices have another type."""
+    """A checkpoint whose header says that its matrices (with `only` in their names) have another type."""
 
-    def __init__(self, inner: Checkpoint, kind: str) -> None:
+    def __init__(self, inner: Checkpoint, kind: str, only: str = "") -> None:
+        kinds = {n: kind if len(info.shape) > 1 and only in n else "F32" for n, info in inner.tensors.items()}
         stored = {
-            name: Stored(TensorInfo(name, info.shape, kind if len(info.shape) > 1 else "F32", 0), None, 0)  # type: ignore[arg-type]
+            name: Stored(TensorInfo(name, info.shape, kinds[name], 0), None, 0)  # type: ignore[arg-type]
             for name, info in inner.tensors.items()
         }
         super().__init__(inner.path, inner.format, inner.metadata, stored, ())
@@ -93,13 +96,16 @@ def test_auto_is_what_comes_nearest_to_the_file(kind: str, mode: str | None, bf1
         assert resolve(parse_precision("auto"), inner, bf16=bf16).name == "int4", "SmolLM2 is Q4_1"
 
 
-def test_a_model_of_experts_stays_in_floats(tmp_path: Path) -> None:
-    """Its experts would be float32 in any case: 4-bit attention does not make it a 4-bit model."""
+@pytest.mark.parametrize(("kind", "mode"), [("Q4_0", "int4"), ("Q8_0", "int8"), ("BF16", "bf16")])
+def test_experts_decide_with_the_others(kind: str, mode: str, tmp_path: Path) -> None:
+    """Most weights of this model are experts'. Here they alone are of another type."""
     path = save_model(made(CONFIGS["all"]), tmp_path / "own")
     with open_checkpoint(path) as inner:
         types = checkpoint_types(inner, read_config(inner))
         assert types["layers.1.mlp.experts.up_proj.weight"] == "F32"
         assert resolve(parse_precision("auto"), inner, bf16=True).name == "bf16"
+        experts = Retyped(inner, kind, only=".experts.")
+        assert resolve(parse_precision("auto"), experts, bf16=True).name == mode
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -136,7 +142,7 @@ def held_bytes(decoder: torch.nn.Module) -> int:
     packed = {
         id(module.weight): module.weight.nbytes
         for module in decoder.modules()
-        if isinstance(module, PackedLinear | PackedLinearGroup | PackedEmbedding)
+        if isinstance(getattr(module, "weight", None), ops.PackedWeight | ops.PackedStack)
     }
     plain = [weight for name, weight in decoder.named_parameters() if not name.endswith(".bias")]
     return sum(packed.values()) + sum(weight.numel() * weight.element_size() for weight in plain)

@@ -24,14 +24,13 @@ from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.core.errors import CheckpointError, ConfigError
 from deepseek_r1.kernels import ops
 from deepseek_r1.layers.context import Packed
-from deepseek_r1.layers.linear import PackedEmbedding, PackedLinear, PackedLinearGroup
 from deepseek_r1.models import cache_files, packed_cache
 from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.loading import load_decoder
 from deepseek_r1.models.packed_cache import load_packed
 from support import tiny
-from support.blob_weight import BlobWeight
+from support.blob_weight import BlobStack, BlobWeight
 
 HEAD = struct.Struct("<8sIIQ32s")
 PRECISIONS = ("fp32", "bf16", "int8", "int4", "mixed:embedding=int8,lm_head=fp32")
@@ -48,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed weights with bytes, whether or not this machine has kernels for them; tiny models are kept too."""
     monkeypatch.setattr(ops, "PackedWeight", BlobWeight)
+    monkeypatch.setattr(ops, "PackedStack", BlobStack)
     monkeypatch.setattr(ops, "NATIVE", True)
     monkeypatch.setattr(packed_cache, "LEAST_BYTES", 0)
 
@@ -56,7 +56,7 @@ def bytes_of(decoder: nn.Module) -> dict[str, bytes]:
     """All that a decoder holds, by name."""
     found = {}
     for name, module in decoder.named_modules():
-        if isinstance(module, PackedLinear | PackedLinearGroup | PackedEmbedding):
+        if isinstance(getattr(module, "weight", None), ops.PackedWeight | ops.PackedStack):
             found[name] = module.weight.blob.numpy().tobytes() + repr(sorted(module.weight.spec.items())).encode()
             bias = getattr(module, "bias", None)
             if bias is not None:

@@ -63,12 +63,21 @@ def test_any_bytes_are_taken_apart(kind: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(rebuilt(checkpoint, "w"), checkpoint.read("w"))
 
 
-def test_other_types_and_shapes_have_no_groups(tmp_path: Path) -> None:
+def test_other_types_have_no_groups(tmp_path: Path) -> None:
     tensors = {kind: (kind, random_blocks(kind, 2, 1, seed=0)) for kind in BLOCKS if kind not in GROUPED}
-    cube = random_blocks("Q8_0", 4, 1, seed=0).reshape(2, 2, -1)
-    with open_checkpoint(written(tmp_path / "w.gguf", {**tensors, "cube": ("Q8_0", cube)})) as checkpoint:
-        assert checkpoint.tensors["cube"].shape == (2, 2, 32)
+    with open_checkpoint(written(tmp_path / "w.gguf", tensors)) as checkpoint:
         assert [name for name in checkpoint.tensors if checkpoint.read_quantised(name) is not None] == []
+
+
+def test_matrices_of_one_tensor_come_one_below_the_other(tmp_path: Path) -> None:
+    raw = random_blocks("Q4_1", 6, 2, seed=0)
+    tensors = {"cube": ("Q4_1", raw.reshape(3, 2, -1)), "flat": ("Q4_1", raw)}
+    with open_checkpoint(written(tmp_path / "w.gguf", tensors)) as checkpoint:
+        assert checkpoint.tensors["cube"].shape == (3, 2, 64)
+        cube, flat = checkpoint.read_quantised("cube"), checkpoint.read_quantised("flat")
+        assert cube is not None and flat is not None and cube.codes.shape == (6, 64)
+        for got, want in zip(cube[:3], flat[:3], strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_a_file_that_shrinks_is_refused(tmp_path: Path) -> None:

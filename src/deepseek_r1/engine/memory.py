@@ -205,6 +205,10 @@ def _kept(config: ModelConfig, precision: DeepSeekConfig, storage: Storage) -> d
             first, rows, columns = products.get(key, (name, 0, shape[1]))
             products[key] = first, rows + shape[0], columns
             sizes[first] = _matrix_bytes(rows + shape[0], columns, kept, storage)
+        elif len(shape) == 3:  # a matrix per expert or per head
+            sizes[name] = shape[0] * _matrix_bytes(shape[1], shape[2], kept, storage)
+        elif name.endswith(".router.weight"):
+            sizes[name] = _matrix_bytes(shape[0], shape[1], ITEM_BYTES["fp32"], storage)
         elif name == "lm_head.weight" or not isinstance(kept, int):
             sizes[name] = _matrix_bytes(shape[0], shape[1], kept, storage)
         else:

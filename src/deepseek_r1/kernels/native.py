@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -221,6 +222,20 @@ def copy(x: Tensor, index: Tensor | None, scale: float, dtype: torch.dtype) -> T
     taken = address(index, torch.int64)
     bf16 = flat.dtype is torch.bfloat16
     library.copy(address(flat, *FLOATS), bf16, taken, scale, count, flat.shape[1], step, *there)
+    return out
+
+
+def join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """See `ops.join`."""
+    width = sum(part.shape[-1] for part in parts)
+    out = empty((*parts[0].shape[:-1], width), dtype)
+    first = 0
+    for part in parts:
+        flat, step = rows(part)
+        last = first + flat.shape[1]
+        there = (address(out.view(-1, width)[:, first:last]), dtype is torch.bfloat16, width)
+        library.copy(address(flat, *FLOATS), flat.dtype is torch.bfloat16, 0, 1.0, *flat.shape, step, *there)
+        first = last
     return out
 
 

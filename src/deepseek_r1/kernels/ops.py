@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_r1.kernels import delta_reference, native, reference, sampling
+from deepseek_r1.kernels import delta_reference, grouped, native, reference, sampling
+from deepseek_r1.kernels.grouped import PackedStack as PackedStack
 from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
 from deepseek_r1.kernels.packed import PackedWeight as PackedWeight
 from deepseek_r1.kernels.sampling import Filter as Filter
@@ -29,6 +30,10 @@ PATH = native.library.path() if NATIVE else "torch"
 def natively(*tensors: Tensor) -> bool:
     """Whether the native kernels can read all of these."""
     return NATIVE and all(t.dtype in native.FLOATS and t.device.type == "cpu" for t in tensors)
+
+
+def _natively_in_float32(x: Tensor) -> bool:
+    return natively(x) and x.dtype is torch.float32
 
 
 class _Recomputed(torch.autograd.Function):
@@ -144,17 +149,43 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x[index]
 
 
-def head_linear(x: Tensor, weight: Tensor) -> Tensor:
+def join(*parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Parts (..., n) whose other sizes agree, side by side -> (..., sum of n) in `dtype`."""
+
+    def formula(*parts: Tensor) -> Tensor:
+        return torch.cat([part.to(dtype) for part in parts], dim=-1)
+
+    if natively(*parts) and dtype in native.FLOATS:
+        return differentiable(lambda *parts: native.join(parts, dtype), formula, *parts)
+    return formula(*parts)
+
+
+def head_linear(x: Tensor, weight: Tensor | PackedStack) -> Tensor:
     """Each head's own linear map: x (T, H, in), weight (H, out, in) -> (T, H, out) in the weight's dtype."""
+    if isinstance(weight, PackedStack):
+        return weight.heads(x)
     return reference.head_linear(x.to(weight.dtype), weight)
 
 
-def expert_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+def expert_linear(x: Tensor, weight: Tensor | PackedStack, ends: Tensor) -> Tensor:
     """Each expert's own linear map: x (N, in) sorted by expert, weight (E, out, in) -> (N, out).
 
-    Rows ends[e - 1] to ends[e] (int32) are expert e's. An expert without rows costs nothing.
+    Rows ends[e - 1] to ends[e] (int32) are expert e's, and the last end is N. An expert without rows costs nothing.
     """
+    if isinstance(weight, PackedStack):
+        return weight.experts(x, ends)
     return reference.expert_linear(x.to(weight.dtype), weight, ends)
+
+
+def scores(logits: Tensor, kind: str) -> Tensor:
+    """What experts are chosen by and weighed with: "sigmoid" or "softmax" of each row of logits (T, E) in float32."""
+
+    def formula(logits: Tensor) -> Tensor:
+        return reference.scores(logits, kind)
+
+    if _natively_in_float32(logits):
+        return differentiable(lambda logits: grouped.scores(logits, kind), formula, logits)
+    return formula(logits)
 
 
 def route(
@@ -165,12 +196,54 @@ def route(
     groups: int = 1,
     active_groups: int = 1,
 ) -> Tensor:
-    """The experts of each token: scores (T, E), bias (E,) -> (T, active) expert ids in ascending order.
+    """The experts of each token: scores (T, E), bias (E,), float32 -> (T, active) expert ids in ascending order.
 
     The bias is added for the choice alone. With `groups` > 1 only experts of the best `active_groups` groups are
     chosen from; a group is judged by its best expert, or with a bias by the sum of its best two (DeepSeek-V2, V3).
+    Among equals the lower id is chosen.
     """
+    if _natively_in_float32(scores):
+        return grouped.route(scores.detach(), bias, active, groups, active_groups)
     return reference.route(scores, bias, active, groups, active_groups)
+
+
+def route_weights(scores: Tensor, chosen: Tensor, *, normalise: bool, scale: float) -> Tensor:
+    """What a token's experts count: scores (T, E) of `chosen` (T, active) ids -> (T, active), times `scale`.
+
+    `normalise` divides them by their sum first, added up in the order of the ids. The caller answers for the ids.
+    """
+
+    def formula(scores: Tensor) -> Tensor:
+        return reference.route_weights(scores, chosen, normalise, scale)
+
+    if _natively_in_float32(scores):
+        return differentiable(lambda scores: grouped.route_weights(scores, chosen, normalise, scale), formula, scores)
+    return formula(scores)
+
+
+def by_expert(chosen: Tensor, totals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of all choices (T, active) by expert, and within an expert by token; `totals` (E,) int64 grows by them.
+
+    Returns the token of each row (T * active,), each choice's row (T, active), and where each expert's rows end (E,),
+    int32, as `expert_linear` takes it.
+    """
+    if NATIVE and chosen.device.type == totals.device.type == "cpu":
+        return grouped.by_expert(chosen, totals)
+    return reference.by_expert(chosen, totals)
+
+
+def combine(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Each token's sum of rows of x (N, dim): places and weights (T, active) -> (T, dim) in float32.
+
+    A row is multiplied by its weight, and the products are added in the order of the slots.
+    """
+
+    def formula(x: Tensor, weights: Tensor) -> Tensor:
+        return reference.combine(x, places, weights)
+
+    if natively(x, weights):
+        return differentiable(lambda x, weights: grouped.combine(x, places, weights), formula, x, weights)
+    return formula(x, weights)
 
 
 def attention(

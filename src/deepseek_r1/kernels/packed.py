@@ -33,7 +33,7 @@ class PackedWeight:
 
     def __init__(self, parts: Sequence[Tensor | QuantisedWeight] | Tensor) -> None:
         given = [parts] if isinstance(parts, Tensor) else list(parts)
-        coded = [_in_groups(part) for part in given if isinstance(part, QuantisedWeight)]
+        coded = [in_groups(part) for part in given if isinstance(part, QuantisedWeight)]
         plain = [part.detach() for part in given if isinstance(part, Tensor)]
         if coded and (plain or len({part.format for part in coded}) > 1):
             raise ValueError("parts of different formats can't be one packed weight")
@@ -44,10 +44,10 @@ class PackedWeight:
             self.dtype, self.nbytes = dense.dtype, self._onednn.nbytes
             self.spec: dict[str, Any] = {}
             return
-        spec = _coded_spec(coded) if coded else _plain_spec(plain[0].dtype)
+        spec = coded_spec(coded) if coded else plain_spec(plain[0].dtype)
         spec["out"] = sum(part.out_features for part in coded) + sum(part.shape[0] for part in plain)
         spec["in"] = coded[0].in_features if coded else plain[0].shape[1]
-        blob = pages.zeros(_weight(spec, None).nbytes)
+        blob = pages.zeros(native_weight(spec, None).nbytes)
         self._take(blob, spec)
         first = 0
         for part in coded:
@@ -65,7 +65,7 @@ class PackedWeight:
         return self
 
     def _take(self, blob: Tensor, spec: dict[str, Any]) -> None:
-        self._native = _weight(spec, blob)
+        self._native = native_weight(spec, blob)
         self.out_features, self.in_features = spec["out"], spec["in"]
         self.dtype = torch.bfloat16 if spec["kind"] == "bf16" else torch.float32
         self.blob, self.spec, self.nbytes = blob, spec, blob.numel()
@@ -89,13 +89,13 @@ class PackedWeight:
         return native.unpack_rows(self._native, ids, self.in_features, self.dtype)
 
 
-def _weight(spec: Mapping[str, Any], blob: Tensor | None) -> Any:
-    """The native description; without a blob one that only knows its size."""
+def native_weight(spec: Mapping[str, Any], blob: Tensor | None) -> Any:
+    """The native description of a weight; without a blob one that only knows its size."""
     where = (0, 0) if blob is None else (native.address(blob, torch.uint8), blob.numel())
     return native.library.Weight(*where, *(spec[name] for name in ("out", "in", "kind", "group", "minima", "wide")))
 
 
-def _in_groups(part: QuantisedWeight) -> QuantisedWeight:
+def in_groups(part: QuantisedWeight) -> QuantisedWeight:
     """The same weight in groups that the kernels know."""
     if part.group in GROUPS:
         return part
@@ -106,11 +106,13 @@ def _in_groups(part: QuantisedWeight) -> QuantisedWeight:
     return QuantisedWeight(part.codes, part.scales.expand(-1, groups), minima, part.bits, GROUPS[-1])
 
 
-def _plain_spec(dtype: torch.dtype) -> dict[str, Any]:
+def plain_spec(dtype: torch.dtype) -> dict[str, Any]:
+    """How floats are packed."""
     return {"kind": _KINDS[dtype], "group": 0, "minima": False, "wide": False}
 
 
-def _coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
+def coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
+    """How quantised weights of one format, in groups that the kernels know, are packed."""
     bits, group, minima = parts[0].format
     numbers = [t for part in parts for t in (part.scales, part.minima) if t is not None]
     narrow = all(torch.equal(t.half().float(), t) for t in numbers)

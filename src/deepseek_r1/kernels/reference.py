@@ -69,16 +69,51 @@ def expert_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
 
+def scores(logits: Tensor, kind: str) -> Tensor:
+    """Sigmoid or softmax of each row."""
+    return logits.sigmoid() if kind == "sigmoid" else logits.softmax(-1)
+
+
 def route(scores: Tensor, bias: Tensor | None, active: int, groups: int, active_groups: int) -> Tensor:
-    """Choose by score plus bias, within the best groups."""
+    """Choose by score plus bias, within the best groups. Stable sorts let ties go to the lower id."""
     choice = scores if bias is None else scores + bias
     tokens, experts = choice.shape
     if groups > 1:
         grouped = choice.view(tokens, groups, experts // groups)
         best = grouped.amax(-1) if bias is None else grouped.topk(2, dim=-1).values.sum(-1)
-        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(active_groups, dim=-1).indices, True)
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, _largest(best, active_groups), True)
         choice = grouped.masked_fill(~kept.unsqueeze(-1), -torch.inf).view(tokens, experts)
-    return choice.topk(active, dim=-1).indices.sort(-1).values
+    return _largest(choice, active).sort(-1).values
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    return values.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+
+
+def route_weights(scores: Tensor, chosen: Tensor, normalise: bool, scale: float) -> Tensor:
+    """The chosen scores, divided by their sum, times the scale."""
+    weights = scores.gather(1, chosen)
+    if normalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return weights * scale
+
+
+def by_expert(chosen: Tensor, totals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A stable sort of the choices, undone by scattering."""
+    counts = torch.bincount(chosen.reshape(-1), minlength=len(totals))
+    totals += counts
+    order = chosen.reshape(-1).argsort(stable=True)
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return order // chosen.shape[1], places.view(chosen.shape), counts.cumsum(0, dtype=torch.int32)
+
+
+def combine(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Slot after slot."""
+    parts = x[places].float() * weights.unsqueeze(-1)  # (T, active, dim)
+    total = parts[:, 0]
+    for slot in range(1, parts.shape[1]):
+        total = total + parts[:, slot]
+    return total
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, causal: bool) -> Tensor:

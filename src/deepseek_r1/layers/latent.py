@@ -24,6 +24,23 @@ class HeadLinear(nn.Module):
         return ops.head_linear(x, self.weight)
 
 
+class PackedHeadLinear(nn.Module):
+    """A frozen `HeadLinear` whose weights stand in the kernel's packed layout."""
+
+    def __init__(self, weight: ops.PackedStack) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @classmethod
+    def of(cls, linear: HeadLinear) -> PackedHeadLinear:
+        """`linear`, packed."""
+        return cls(ops.PackedStack(linear.weight.detach()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, heads, in_features) -> (T, heads, out_features)."""
+        return ops.head_linear(x, self.weight)
+
+
 class LatentAttention(nn.Module):
     """Attention over a shared latent, in the absorbed form.
 
@@ -82,7 +99,7 @@ class LatentAttention(nn.Module):
         latent, k_rope = self.kv_a_proj(x).split((self.kv_rank, self.rope_dim), dim=-1)
         latent = self.kv_a_norm(latent)
         q_rope, k_rope = ops.rope(q_rope, *rotary), ops.rope(k_rope.unsqueeze(1), *rotary)
-        q = torch.cat((self.k_up(q_nope).to(q_rope.dtype), q_rope), dim=-1)  # (T, heads, kv_rank + rope_dim)
-        k = torch.cat((latent.unsqueeze(1).to(k_rope.dtype), k_rope), dim=-1)  # (T, 1, kv_rank + rope_dim)
-        vectors = ctx.attend(self.layer_index, q.to(self.compute_dtype), k, None, self.layout, self.scale)
+        q = ops.join(self.k_up(q_nope), q_rope, dtype=self.compute_dtype)  # (T, heads, kv_rank + rope_dim)
+        k = ops.join(latent.unsqueeze(1), k_rope, dtype=k_rope.dtype)  # (T, 1, kv_rank + rope_dim)
+        vectors = ctx.attend(self.layer_index, q, k, None, self.layout, self.scale)
         return self.o_proj(self.v_up(vectors).reshape(tokens, -1))  # type: ignore[no-any-return]

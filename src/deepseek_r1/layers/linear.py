@@ -59,7 +59,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: ops.PackedWeight, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = weight
-        self.bias = bias
+        self.bias = _as_read(bias, weight)
 
     @classmethod
     def of(cls, linear: Linear) -> PackedLinear:
@@ -77,7 +77,7 @@ class PackedLinearGroup(nn.Module):
     def __init__(self, weight: ops.PackedWeight, bias: Tensor | None, sizes: list[int]) -> None:
         super().__init__()
         self.weight = weight
-        self.bias = bias
+        self.bias = _as_read(bias, weight)
         self.sizes = sizes
 
     @classmethod
@@ -95,6 +95,11 @@ class PackedLinearGroup(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (..., in_features) -> one output per member."""
         return torch.split(ops.linear(x, self.weight, self.bias), self.sizes, dim=-1)
+
+
+def _as_read(bias: Tensor | None, weight: ops.PackedWeight) -> Tensor | None:
+    """The bias as the product with this weight adds it: in float32 by native kernels, whatever the weight's dtype."""
+    return bias if bias is None or weight.blob is None else bias.float()
 
 
 class PackedEmbedding(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_r1.kernels import ops
+from deepseek_r1.kernels.quantised import QuantisedWeight
 from deepseek_r1.layers.mlp import GatedMLP
 
 
@@ -32,14 +33,20 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self.active, self.score, self.normalise, self.scale = active, score, normalise, scale
-        self.groups, self.active_groups = groups, active_groups
-        self.weight = nn.Parameter(torch.empty(experts, dim, dtype=torch.float32))
+        self.experts, self.groups, self.active_groups = experts, groups, active_groups
+        self.weight: Tensor | ops.PackedWeight = nn.Parameter(torch.empty(experts, dim, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(experts, dtype=torch.float32), requires_grad=False) if bias else None
+
+    def pack(self, weight: ops.PackedWeight | None = None) -> None:
+        """Freeze the weight into the kernel's layout: into `weight`, which holds it already, or a new packed copy."""
+        if isinstance(self.weight, Tensor):
+            packed = ops.PackedWeight([self.weight.detach()]) if weight is None else weight
+            del self.weight  # a module's parameter can't become something else
+            self.weight = packed
 
     def scores(self, x: Tensor) -> Tensor:
         """x (T, dim) -> (T, experts): what the choice and the weights are made from."""
-        logits = ops.linear(x, self.weight)
-        return logits.sigmoid() if self.score == "sigmoid" else logits.softmax(-1)
+        return ops.scores(ops.linear(ops.scaled(x, 1.0, torch.float32), self.weight), self.score)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, dim) -> weights (T, active), expert ids (T, active), ascending, and the scores (T, experts).
@@ -48,18 +55,41 @@ class Router(nn.Module):
         """
         scores = self.scores(x)
         chosen = ops.route(scores, self.bias, self.active, groups=self.groups, active_groups=self.active_groups)
-        weights = scores.gather(1, chosen)
-        if self.normalise:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * self.scale, chosen, scores
+        return ops.route_weights(scores, chosen, normalise=self.normalise, scale=self.scale), chosen, scores
 
 
 class ExpertLinear(nn.Module):
-    """A linear map of its own for each expert, without bias."""
+    """A linear map of its own for each expert, without bias.
+
+    `quantised` is what `pack_linears` packs in place of the weight, where it is given; `weight` is then empty.
+    """
+
+    quantised: list[QuantisedWeight] | None = None
 
     def __init__(self, experts: int, in_features: int, out_features: int, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, out_features, in_features, dtype=dtype))
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x (N, in_features) sorted by expert, `ends` (experts,) -> (N, out_features)."""
+        return ops.expert_linear(x, self.weight, ends)
+
+    def frozen(self) -> Tensor | list[QuantisedWeight]:
+        """The weights to pack, expert by expert."""
+        return self.weight.detach() if self.quantised is None else self.quantised
+
+
+class PackedExpertLinear(nn.Module):
+    """A frozen `ExpertLinear` whose weights stand in the kernel's packed layout."""
+
+    def __init__(self, weight: ops.PackedStack) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @classmethod
+    def of(cls, linear: ExpertLinear) -> PackedExpertLinear:
+        """`linear`, packed."""
+        return cls(ops.PackedStack(linear.frozen()))
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """x (N, in_features) sorted by expert, `ends` (experts,) -> (N, out_features)."""
@@ -86,24 +116,16 @@ class Experts(nn.Module):
         self.up_proj = ExpertLinear(experts, dim, hidden, dtype=dtype)
         self.down_proj = ExpertLinear(experts, hidden, dim, dtype=dtype)
 
-    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, counts: Tensor) -> Tensor:
-        """x (T, dim), weights and chosen (T, active), counts (experts,) of `chosen` -> (T, dim) in float32.
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, totals: Tensor) -> Tensor:
+        """x (T, dim), weights and chosen (T, active) -> (T, dim) in float32; `totals` (experts,) grow by what is chosen.
 
         A token's results are added in the order of its expert ids, whatever else is in the batch.
         """
-        tokens, active = chosen.shape
-        order = chosen.reshape(-1).argsort(stable=True)
-        ends = counts.cumsum(0, dtype=torch.int32)
-        rows = x[order // active]
+        sources, places, ends = ops.by_expert(chosen, totals)
+        rows = ops.take_rows(x, sources)
         gate, up = self.gate_proj(rows, ends), self.up_proj(rows, ends)
-        gate, up = gate.to(self.activation_dtype), up.to(self.activation_dtype)
-        out = self.down_proj(ops.gated(self.activation, gate, up), ends).float()
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        parts = out[back].view(tokens, active, -1) * weights.unsqueeze(-1)
-        total: Tensor = parts[:, 0]
-        for slot in range(1, active):
-            total = total + parts[:, slot]
-        return total
+        out = self.down_proj(ops.gated(self.activation, gate, up, self.activation_dtype), ends)
+        return ops.combine(out, places, weights)
 
 
 class MoE(nn.Module):
@@ -119,13 +141,10 @@ class MoE(nn.Module):
         self.router = router
         self.experts = experts
         self.shared = shared
-        count = router.weight.shape[0]
-        self.register_buffer("expert_tokens", torch.zeros(count, dtype=torch.int64, device="cpu"), persistent=False)
+        self.register_buffer("expert_tokens", torch.zeros(router.experts, dtype=torch.int64, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (T, dim) -> (T, dim)."""
         weights, chosen, _ = self.router(x)
-        counts = torch.bincount(chosen.reshape(-1), minlength=len(self.expert_tokens))
-        self.expert_tokens += counts
-        out: Tensor = self.experts(x, weights, chosen, counts)
-        return out if self.shared is None else out + self.shared(x)
+        out: Tensor = self.experts(x, weights, chosen, self.expert_tokens)
+        return out if self.shared is None else ops.add(out, self.shared(x))

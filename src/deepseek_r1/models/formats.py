@@ -72,6 +72,11 @@ def is_product(name: str, shape: tuple[int, ...]) -> bool:
     return operator_class(name) == "linear" and len(shape) == 2 and not any(part in name for part in _NO_LINEAR)
 
 
+def is_experts(name: str) -> bool:
+    """Whether a weight holds the matrices of all experts (experts, out, in)."""
+    return ".experts." in name
+
+
 def quantised_format(
     precision: DeepSeekConfig, name: str, shape: tuple[int, ...], stored: str | None, *, as_class: str | None = None
 ) -> WeightFormat | None:
@@ -80,7 +85,7 @@ def quantised_format(
     `as_class` says which operator class reads it, where its name doesn't: a tied table is also the output layer's.
     """
     kind = as_class or operator_class(name)
-    if kind == "norm" or (kind == "linear" and not is_product(name, shape)):
+    if kind == "norm" or (kind == "linear" and not is_product(name, shape) and not is_experts(name)):
         return None
     dtype = precision.dtype_of(kind)
     if dtype not in ("int8", "int4"):
@@ -118,7 +123,7 @@ def resolve(precision: DeepSeekConfig, checkpoint: Checkpoint, *, bf16: bool) ->
     """`precision`, with "auto" replaced by the mode that comes nearest to how the checkpoint stores its weights.
 
     4 to 6 bits make "int4", Q8_0 and FP8 "int8", the others "bf16", or "fp32" where there are no `bf16` kernels. What
-    most weights are decides. Experts are kept as floats, so a model that is mostly experts is too.
+    most weights are decides.
     """
     if precision.precision_mode != "auto":
         return precision
@@ -127,7 +132,7 @@ def resolve(precision: DeepSeekConfig, checkpoint: Checkpoint, *, bf16: bool) ->
     plain = "bf16" if bf16 else "fp32"
     votes = dict.fromkeys((plain, "int8", "int4"), 0)
     for name, shape in parameter_shapes(config).items():
-        stored = types.get(name) if is_product(name, shape) else None
+        stored = types.get(name) if is_product(name, shape) or is_experts(name) else None
         four = stored in _FIVE_AND_SIX or (stored in GROUPED and GROUPED[stored][0] == 4)
         if name not in ("embedding.weight", "lm_head.weight"):
             mode = "int4" if four else "int8" if stored in ("Q8_0", fp8.DTYPE) else plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from os import PathLike
 
@@ -14,6 +15,7 @@ from deepseek_r1.core.errors import CheckpointError
 from deepseek_r1.kernels import ops
 from deepseek_r1.kernels.quantised import QuantisedWeight, quantise
 from deepseek_r1.layers.linear import Linear, PackedEmbedding, PackedLinear
+from deepseek_r1.layers.moe import ExpertLinear
 from deepseek_r1.models.block import DTYPES
 from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.checkpoint.mapped import quoted
@@ -21,7 +23,7 @@ from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.config import ModelConfig
 from deepseek_r1.models.decoder import Decoder, Embedding
 from deepseek_r1.models.families.base import Weight, stored_shape
-from deepseek_r1.models.formats import WeightFormat, quantised_format, resolve
+from deepseek_r1.models.formats import WeightFormat, is_experts, quantised_format, resolve
 from deepseek_r1.models.registry import read_config, read_family
 from deepseek_r1.models.shapes import Shapes, parameter_shapes
 from deepseek_r1.models.surgery import pack_linears, replace_modules
@@ -87,28 +89,33 @@ class _Reader:
     def fill(self, weight: Weight) -> None:
         """Read one stored tensor into the parameters that it holds."""
         sizes = [self.shapes[name] for name in weight.ours]
-        stored = weight.stored
-        if "{e}" not in stored:
-            kept = quantised_format(
-                self.decoder.precision, weight.ours[0], sizes[0], self.checkpoint.tensors[stored].dtype
-            )
-            if kept is not None:
-                self._fill_quantised(weight, sizes, read_quantised(self.checkpoint, stored, kept))
-                return
+        stored, names = weight.stored, weight.names(sizes[0][0])
+        types = {self.checkpoint.tensors[name].dtype for name in names}
+        # Experts whose types differ have no blocks to take over: one format holds all of them.
+        form = quantised_format(
+            self.decoder.precision, weight.ours[0], sizes[0], types.pop() if len(types) == 1 else None
+        )
+        if form is not None:
+            parts = [read_quantised(self.checkpoint, name, form) for name in names]
+            if is_experts(weight.ours[0]):
+                self._fill_experts(weight.ours[0], sizes[0], parts)
+            else:
+                self._fill_quantised(weight, sizes, parts[0])
+            return
         dtype = self.decoder.get_parameter(weight.ours[0]).dtype
         if "{e}" in stored:
             (size,) = sizes
             tensor = torch.empty(size, dtype=dtype)
-            for row, name in zip(tensor, weight.names(size[0]), strict=True):
+            for row, name in zip(tensor, names, strict=True):
                 _read_into(self.checkpoint, name, row)
-            parts = [tensor]
+            split = [tensor]
         else:
             stored_tensor = torch.empty(self.checkpoint.tensors[stored].shape, dtype=dtype)
             _read_into(self.checkpoint, stored, stored_tensor)
-            parts = weight.form.split(stored_tensor, sizes, self.decoder.config)
-        for name, part in zip(weight.ours, parts, strict=True):
+            split = weight.form.split(stored_tensor, sizes, self.decoder.config)
+        for name, part in zip(weight.ours, split, strict=True):
             # A part of a larger tensor is copied out of it, so that the rest can be freed.
-            self._set(name, part.contiguous() if len(parts) == 1 else part.clone())
+            self._set(name, part.contiguous() if len(split) == 1 else part.clone())
 
     def finish(self, weights: list[Weight]) -> None:
         """What ties and the output layer need once everything has been read."""
@@ -155,13 +162,26 @@ class _Reader:
                 assert isinstance(linear, Linear)
                 linear.quantised = part
 
+    def _fill_experts(self, name: str, size: tuple[int, ...], stored: list[QuantisedWeight]) -> None:
+        """`stored` are the experts one by one, or all of them one below the other."""
+        experts, rows, _ = size
+        parts = stored
+        if len(stored) < experts:
+            parts = [stored[0].map_rows(lambda t, first=e * rows: t[first : first + rows]) for e in range(experts)]  # type: ignore[misc]
+        if self.pack and ops.NATIVE:
+            module = self.decoder.get_submodule(name.removesuffix(".weight"))
+            assert isinstance(module, ExpertLinear)
+            module.quantised = parts
+        else:
+            self._set(name, torch.stack([part.dequantise() for part in parts]))
+
     def _set(self, name: str, value: Tensor) -> None:
         owner, _, leaf = name.rpartition(".")
         setattr(self.decoder.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
 
 
 def read_quantised(checkpoint: Checkpoint, name: str, kept: WeightFormat) -> QuantisedWeight:
-    """The stored matrix `name` in a format: its own blocks taken over, or its values quantised.
+    """The stored matrix `name` (of experts: one below the other) in a format: its own blocks, or its values quantised.
 
     Raises `CheckpointError` for values that are not finite, which no scale fits, and as `Checkpoint.read` does.
     """
@@ -171,22 +191,24 @@ def read_quantised(checkpoint: Checkpoint, name: str, kept: WeightFormat) -> Qua
         codes, scales, minima = (None if a is None else torch.from_numpy(a) for a in blocks[:3])
         assert codes is not None and scales is not None
         return QuantisedWeight(codes, scales, minima, blocks.bits, blocks.group)
-    rows, columns = checkpoint.tensors[name].shape
+    count, *inner, columns = checkpoint.tensors[name].shape
+    height = math.prod(inner)  # rows of each of `count`
     group = kept.group or columns
-    codes = torch.empty(rows, columns, dtype=torch.uint8)
-    scales = torch.empty(rows, -(-columns // group))
+    codes = torch.empty(count * height, columns, dtype=torch.uint8)
+    scales = torch.empty(count * height, -(-columns // group))
     minima = torch.empty_like(scales) if kept.minima else None
-    step = max(1, _PIECE_ELEMENTS // columns)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        values = torch.from_numpy(checkpoint.read_rows(name, start, stop))
+    step = max(1, _PIECE_ELEMENTS // (height * columns))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        values = torch.from_numpy(checkpoint.read_rows(name, start, stop)).view(-1, columns)
         try:
             part = quantise(values, kept.bits, group, minima=kept.minima)
         except ValueError as error:
             raise CheckpointError(checkpoint.path, f"tensor {quoted(name)}", str(error)) from error
-        codes[start:stop], scales[start:stop] = part.codes, part.scales
+        place = slice(start * height, stop * height)
+        codes[place], scales[place] = part.codes, part.scales
         if minima is not None and part.minima is not None:
-            minima[start:stop] = part.minima
+            minima[place] = part.minima
     return QuantisedWeight(codes, scales, minima, kept.bits, group)
 
 

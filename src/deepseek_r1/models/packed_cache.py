@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from deepseek_r1.config.precision import DeepSeekConfig
 from deepseek_r1.core.errors import CheckpointError
 from deepseek_r1.kernels import ops
+from deepseek_r1.layers.latent import HeadLinear, PackedHeadLinear
 from deepseek_r1.layers.linear import Linear, LinearGroup, PackedEmbedding, PackedLinear, PackedLinearGroup
+from deepseek_r1.layers.moe import ExpertLinear, PackedExpertLinear, Router
 from deepseek_r1.models import cache_files
 from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.checkpoint.open import open_checkpoint
@@ -33,7 +35,7 @@ LEAST_BYTES = 16 << 20
 """A checkpoint with fewer bytes of tensors is packed as quickly as it is mapped, and not kept."""
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16)}
-_PACKED = (PackedLinear, PackedLinearGroup, PackedEmbedding)
+_PACKED = (PackedLinear, PackedLinearGroup, PackedEmbedding, PackedHeadLinear, PackedExpertLinear, Router)
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ def _store(file: Path, key: Mapping[str, Any], model: Path, decoder: Decoder) ->
             blobs.append({"piece": len(pieces), "bytes": weight.nbytes, "spec": dict(weight.spec)})
             pieces.append(weight.blob.numpy())
         modules[name] = numbers[id(weight)]
-        if not isinstance(module, PackedEmbedding) and module.bias is not None:
+        if isinstance(module, PackedLinear | PackedLinearGroup) and module.bias is not None:
             tensors[f"{name}.bias"] = module.bias
     plain = {}
     for name, tensor in tensors.items():
@@ -121,7 +123,11 @@ def _restore(path: Path, key: Mapping[str, Any], decoder: Decoder) -> Decoder:
         tensors = {name: _tensor(file, offsets, entry) for name, entry in header["tensors"].items()}
         for name, number in header["modules"].items():
             parent, _, leaf = name.rpartition(".")
-            module = _packed(decoder.get_submodule(name), weights[number], tensors.pop(f"{name}.bias", None))
+            place = decoder.get_submodule(name)
+            if isinstance(place, HeadLinear | ExpertLinear | Router):
+                module = _packed_stack(place, weights[number])
+            else:
+                module = _packed(place, weights[number], tensors.pop(f"{name}.bias", None))
             setattr(decoder.get_submodule(parent), leaf, module)
         for name, tensor in tensors.items():
             empty = decoder.get_parameter(name)
@@ -138,8 +144,23 @@ def _restore(path: Path, key: Mapping[str, Any], decoder: Decoder) -> Decoder:
     return decoder
 
 
-def _packed(module: nn.Module, weight: ops.PackedWeight, bias: Tensor | None) -> nn.Module:
+def _packed_stack(module: HeadLinear | ExpertLinear | Router, weight: ops.PackedWeight | ops.PackedStack) -> nn.Module:
+    """What stands in place of an empty map per head or expert, or a router, once its sizes are the weight's."""
+    count = (weight.count,) if isinstance(weight, ops.PackedStack) else ()
+    shape = (*count, weight.out_features, weight.in_features)
+    if not isinstance(module.weight, Tensor) or module.weight.shape != shape:
+        raise ValueError(f"a weight of {shape} stands where there is none of this shape")
+    if isinstance(weight, ops.PackedStack):
+        return PackedHeadLinear(weight) if isinstance(module, HeadLinear) else PackedExpertLinear(weight)
+    assert isinstance(module, Router)
+    module.pack(weight)
+    return module
+
+
+def _packed(module: nn.Module, weight: ops.PackedWeight | ops.PackedStack, bias: Tensor | None) -> nn.Module:
     """What stands in place of an empty module, once its sizes are those of the packed weight."""
+    if isinstance(weight, ops.PackedStack):
+        raise ValueError(f"{type(module).__name__} is no stack")
     members = list(module.children()) if isinstance(module, LinearGroup) else [module]
     linears = [member for member in members if isinstance(member, Linear)]
     sizes = [linear.out_features for linear in linears]
@@ -159,9 +180,12 @@ def _packed(module: nn.Module, weight: ops.PackedWeight, bias: Tensor | None) ->
     return PackedLinearGroup(weight, bias, sizes) if isinstance(module, LinearGroup) else PackedLinear(weight, bias)
 
 
-def _weight(file: cache_files.CacheFile, offsets: list[Any], blob: Mapping[str, Any]) -> ops.PackedWeight:
-    piece = file.piece(offsets[blob["piece"]], blob["bytes"])
-    return ops.PackedWeight.from_blob(torch.from_numpy(piece), blob["spec"])
+def _weight(
+    file: cache_files.CacheFile, offsets: list[Any], blob: Mapping[str, Any]
+) -> ops.PackedWeight | ops.PackedStack:
+    piece = torch.from_numpy(file.piece(offsets[blob["piece"]], blob["bytes"]))
+    kind = ops.PackedStack if "count" in blob["spec"] else ops.PackedWeight
+    return kind.from_blob(piece, blob["spec"])
 
 
 def _tensor(file: cache_files.CacheFile, offsets: list[Any], entry: Mapping[str, Any]) -> Tensor:

@@ -8,7 +8,10 @@ from typing import TypeGuard
 
 from torch import nn
 
+from deepseek_r1.kernels import ops
+from deepseek_r1.layers.latent import HeadLinear, PackedHeadLinear
 from deepseek_r1.layers.linear import Linear, LinearGroup, PackedLinear, PackedLinearGroup
+from deepseek_r1.layers.moe import ExpertLinear, PackedExpertLinear, Router
 
 
 def replace_modules(
@@ -26,10 +29,17 @@ def replace_modules(
 def pack_linears(root: nn.Module) -> None:
     """Freeze the linears below `root` into the kernel's layout.
 
-    Groups that read one input become one product where their formats agree, else a product per member.
+    Groups that read one input become one product where their formats agree, else a product per member. Maps per head,
+    experts and routers are packed for native kernels only: torch has no better layout for them than their own.
     """
     replace_modules(root, LinearGroup, lambda m: PackedLinearGroup.of(m) if _agrees(m) else m)
     replace_modules(root, Linear, lambda m: PackedLinear.of(m) if isinstance(m, Linear) else m)
+    if ops.NATIVE:
+        replace_modules(root, HeadLinear, lambda m: PackedHeadLinear.of(m) if isinstance(m, HeadLinear) else m)
+        replace_modules(root, ExpertLinear, lambda m: PackedExpertLinear.of(m) if isinstance(m, ExpertLinear) else m)
+        for module in root.modules():
+            if isinstance(module, Router):
+                module.pack()
 
 
 def _agrees(group: nn.Module) -> TypeGuard[LinearGroup]:

@@ -18,7 +18,7 @@ from support.native_paths import PATHS, bits, native_path
 
 INT8 = torch.int8
 STORAGES = [torch.float32, torch.bfloat16, INT8]
-SOME = settings(max_examples=30, deadline=None)
+SOME = settings(max_examples=20, deadline=None)
 paths = pytest.mark.parametrize("path", PATHS)
 
 
@@ -142,12 +142,12 @@ def test_spans_of_any_mix(
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
 @pytest.mark.parametrize(
     "shape",
-    [Shape(9, 3, 64, 64), Shape(12, 2, 128, 128), Shape(7, 1, 80, 80, False, 50), Shape(16, 1, 72, 64, True)],
-    ids=["9x64", "12x128", "window", "latent"],
+    [Shape(9, 3, 64, 64), Shape(14, 2, 80, 80, False, 50), Shape(16, 1, 72, 64, True)],
+    ids=["9x64", "window", "latent"],
 )
 def test_a_querys_bits_depend_on_its_sequence_alone(path: str, storage: torch.dtype, shape: Shape) -> None:
     shape = Shape(shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim, shape.shared, shape.window, storage)
-    length, scale = 600, 0.2
+    length, scale = 450, 0.2
     q, k, v = inputs(shape, length, 1)
     neighbour, other_k, other_v = inputs(shape, 300, 2)
     rng = random.Random(3)
@@ -156,7 +156,7 @@ def test_a_querys_bits_depend_on_its_sequence_alone(path: str, storage: torch.dt
         whole = Spans.of([(0, length, pool.take(length))], 16)
         pool.write(whole, k, v)
         want = bits(pool.attend(q, whole, scale))
-    for threads, size, chunks in ((2, 16, [1] * 3), (1, 33, [300]), (2, 7, [1, 20, 64]), (3, 600, [5, 200])):
+    for threads, size, chunks in ((2, 16, [1] * 3), (1, 33, [300]), (2, 7, [1, 20, 64]), (3, 450, [5, 200])):
         with native_path(path, threads):
             pool = Pool(shape, 2 * 600 // size + 4, size, threads)
             mine, theirs = pool.take(length), pool.take(300)

@@ -106,7 +106,7 @@ def wanted(row: Tensor, chosen: ops.Filter) -> tuple[np.ndarray, np.ndarray]:
 
 
 @paths
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SEEDS, VOCABULARIES, SPREADS, st.booleans(), filters, st.floats(0, 1, exclude_max=True))
 def test_filters_and_draws_are_the_samplers(
     path: str, seed: int, vocabulary: int, spread: float, grid: bool, chosen: ops.Filter, number: float
@@ -125,21 +125,21 @@ def test_filters_and_draws_are_the_samplers(
 
 
 @paths
-def test_flat_and_peaked_rows_of_a_real_vocabulary(path: str) -> None:
+def test_flat_and_peaked_rows_of_a_large_vocabulary(path: str) -> None:
     rng = torch.Generator().manual_seed(0)
-    flat, equal = 0.01 * torch.randn(151_936, generator=rng), torch.zeros(151_936)
-    peaked = torch.randn(151_936, generator=rng)
-    peaked[[77, 150_000]] = 40.0
+    flat, equal = 0.01 * torch.randn(60_001, generator=rng), torch.zeros(60_001)
+    peaked = torch.randn(60_001, generator=rng)
+    peaked[[77, 60_000]] = 40.0
     for row in (flat, equal, peaked):
         for chosen in (
             ops.Filter(top_p=0.95),
             ops.Filter(top_k=50, top_p=0.9),
-            ops.Filter(top_k=100_000),
+            ops.Filter(top_k=40_000),
             ops.Filter(),
         ):
             with native_path(path):
                 ids, _ = ops.candidates(row, chosen)
-            # Sums of 150 000 chances in another order may keep one token more or less.
+            # Sums of 60 000 chances in another order may keep one token more or less.
             want, _ = wanted(row, chosen)
             assert len(np.setxor1d(ids.numpy(), want)) <= (1 if chosen.top_p < 1 and not chosen.top_k else 0)
 

@@ -120,17 +120,18 @@ class Checkpoint:
         return out
 
     def read_quantised(self, name: str) -> QuantisedBlocks | None:
-        """A matrix stored as Q4_0, Q4_1, Q4_K or Q8_0, taken apart without loss; None for other types and shapes.
+        """A matrix stored as Q4_0, Q4_1, Q4_K or Q8_0, taken apart without loss; None for other types.
 
-        Raises as `read` does.
+        Several matrices in one tensor come one below the other. Raises as `read` does.
         """
         entry = self._entry(name)
         info = entry.info
-        if info.dtype not in GROUPED or len(info.shape) != 2:
+        if info.dtype not in GROUPED or len(info.shape) < 2:
             return None
         bits, has_minima = GROUPED[info.dtype]
-        codes = self._allocate(info, np.uint8)
-        groups = TensorInfo(info.name, (info.shape[0], info.shape[1] // GROUP), "F32", 0)
+        rows, columns = math.prod(info.shape[:-1]), info.shape[-1]
+        codes = self._allocate(TensorInfo(info.name, (rows, columns), "U8", 0), np.uint8)
+        groups = TensorInfo(info.name, (rows, columns // GROUP), "F32", 0)
         scales = self._allocate(groups, np.float32)
         minima = self._allocate(groups, np.float32) if has_minima else None
         size = codes.size

@@ -239,9 +239,11 @@ def minilm_linears() -> list[tuple[Tensor, Tensor]]:
     for module in model.encoder.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_pre_hook(note)
-    ids = AutoTokenizer.from_pretrained(folder)(text()[:20_000], add_special_tokens=False)["input_ids"]
+    ids = AutoTokenizer.from_pretrained(folder)(text(), add_special_tokens=False, truncation=True, max_length=1024)[
+        "input_ids"
+    ]
     with torch.inference_mode():
-        model(torch.tensor(ids[:1024]).view(8, 128))
+        model(torch.tensor(ids).view(8, 128))
     return found
 
 

@@ -42,8 +42,9 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def schedules(count: int, seed: int, code: str, progress: Progress) -> tuple[dict[str, Any], bool]:
-    """Random schedules over tiny models in every precision, every other one guessing ahead; goes on where an interrupted
-    run of the same code ended.
+    """Random schedules over tiny models in every precision, every other one guessing ahead.
+
+    It goes on where an interrupted run of the same code ended.
     """
     import torch
     from schedules import TOLERANCE, run_schedule

@@ -50,11 +50,11 @@ def test_random_schedules(decoders: dict[str, Decoder]) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 def test_random_schedules_at_other_precisions(precision: str, models_folder: Path) -> None:
-    names = ("llama", "qwen3", "mistral-window")
+    names = ("llama", "qwen3", "mistral-window", "deepseek_v3", "mixtral")
     decoders = [load_decoder(tiny.save(name, models_folder), parse_precision(precision), pack=True) for name in names]
     outcomes = [
         run_schedule(decoders[seed % len(names)], 7000 + seed, guesses=seed % 4 == 1, ngram=seed % 4 == 3)
-        for seed in range(12)
+        for seed in range(20)
     ]
     assert [problem for outcome in outcomes for problem in outcome.problems] == []
     assert sum(outcome.tokens for outcome in outcomes) > 200

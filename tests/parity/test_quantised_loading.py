@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from gguf_writer import write_gguf
 from test_families import ids_of, packed_logits, paged_logits
-from transformers import LlamaConfig, Phi3Config
+from transformers import LlamaConfig, MixtralConfig, Phi3Config
 
 from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
 from deepseek_r1.core.errors import CheckpointError
@@ -38,12 +38,14 @@ def wide(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         "num_key_value_heads": 2,
     }
     monkeypatch.setitem(tiny.CONFIGS, "wide-llama", lambda: LlamaConfig(**shape, tie_word_embeddings=True))
+    experts = {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}
+    monkeypatch.setitem(tiny.CONFIGS, "wide-mixtral", lambda: MixtralConfig(**shape, **experts))
     monkeypatch.setitem(tiny.CONFIGS, "wide-phi3", lambda: Phi3Config(**shape, pad_token_id=None, sliding_window=11))
     return lambda family: tiny.save(f"wide-{family}", models_folder)
 
 
 def requantised(source: Path, path: Path, kinds: dict[str, str]) -> Path:
-    """A copy of a GGUF file whose tensors that end in a key have the type of its value, as ggml quantises them."""
+    """A copy of a GGUF file whose matrices that end in a key have the type of its value, as ggml quantises them."""
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(path, architecture)
@@ -52,7 +54,7 @@ def requantised(source: Path, path: Path, kinds: dict[str, str]) -> Path:
             kind = field.types[0]
             writer.add_key_value(name, field.contents(), kind, field.types[-1] if len(field.types) > 1 else None)
     for tensor in reader.tensors:
-        kind = next((k for end, k in kinds.items() if tensor.name.endswith(end) and len(tensor.shape) == 2), None)
+        kind = next((k for end, k in kinds.items() if tensor.name.endswith(end) and len(tensor.shape) > 1), None)
         values = np.asarray(tensor.data, dtype=np.float32)
         if kind is None:
             writer.add_tensor(tensor.name, values)
@@ -79,7 +81,7 @@ def test_the_default_model_loses_nothing_in_int4() -> None:
         assert torch.equal(weight, kept[name]), name
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "mixtral"])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_a_files_own_blocks_are_kept_bit_for_bit(
     family: str, kind: str, wide: Callable[[str], Path], tmp_path: Path
@@ -93,6 +95,37 @@ def test_a_files_own_blocks_are_kept_bit_for_bit(
     eight = weights(path, "int8")
     lossless = all(torch.equal(weight, eight[name]) for name, weight in full.items())
     assert lossless == (kind == "Q8_0")
+
+
+def test_experts_that_are_stored_apart_in_several_types(wide: Callable[[str], Path], tmp_path: Path) -> None:
+    """The first converters stored Mixtral's experts one by one. Where their types differ, they are quantised anew."""
+    source = tmp_path / "stacked.gguf"
+    write_gguf(wide("mixtral"), source)
+    reader = gguf.GGUFReader(source)
+    path = tmp_path / "apart.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kind = field.types[0]
+            writer.add_key_value(name, field.contents(), kind, field.types[-1] if len(field.types) > 1 else None)
+    for tensor in reader.tensors:
+        values = np.asarray(tensor.data, dtype=np.float32)
+        if not tensor.name.endswith("_exps.weight"):
+            writer.add_tensor(tensor.name, values)
+            continue
+        for expert, matrix in enumerate(values):
+            name = tensor.name.replace("_exps", f".{expert}")
+            kind = "Q8_0" if expert == 3 and "ffn_up" in name else "Q4_0"
+            writer.add_tensor(name, gguf.quants.quantize(matrix, Type[kind]), raw_dtype=Type[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    full, kept = weights(path, "fp32"), weights(path, "int4")
+    up, gate = (f"layers.0.mlp.experts.{name}_proj.weight" for name in ("up", "gate"))
+    assert torch.equal(kept[gate], full[gate])
+    for expert, matrix in enumerate(full[up]):
+        assert torch.equal(kept[up][expert], quantise(matrix, 4, 32).dequantise()), expert
 
 
 def test_a_file_of_several_types(wide: Callable[[str], Path], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from server_process import Running, wait_for
 from deepseek_r1.models.text.load import load_tokenizer
 from deepseek_r1.models.text.tokenizer import Tokenizer
 
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+FRANCE = [{"role": "user", "content": "Name the capital of France."}]
 STORY = [{"role": "user", "content": "Tell me a short story about a fox."}]
 OPENS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

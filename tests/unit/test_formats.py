@@ -12,7 +12,6 @@ from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
 from deepseek_r1.engine import memory
 from deepseek_r1.kernels import ops
 from deepseek_r1.kernels.quantised import quantise
-from deepseek_r1.layers.linear import PackedEmbedding, PackedLinear, PackedLinearGroup
 from deepseek_r1.models.checkpoint.base import Checkpoint, Stored, TensorInfo
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.formats import WeightFormat, checkpoint_types, packed_bytes, quantised_format, resolve

@@ -224,6 +224,39 @@ def test_a_file_that_is_not_as_it_was_written_is_made_anew(
     assert bytes_of(load_packed(path, mode)) == reference and BlobWeight.made == made
 
 
+EXPERTS, HEADS, LINEAR = "layers.1.mlp.experts.up_proj", "layers.0.attention.k_up", "layers.0.attention.o_proj"
+ROUTER = "layers.1.mlp.router"
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize(
+    ("module", "other"),
+    [
+        *((EXPERTS, HEADS), (EXPERTS, LINEAR), (HEADS, LINEAR), (LINEAR, EXPERTS), (ROUTER, EXPERTS), (ROUTER, LINEAR)),
+        *((ROUTER, None), (HEADS, None), (EXPERTS, None), ("layers.1.mlp.experts", EXPERTS), ("layers.1.mlp", ROUTER)),
+    ],
+)
+def test_stacks_and_routers_in_the_wrong_place_are_packed_anew(
+    module: str, other: str | None, models_folder: Path, caplog: pytest.LogCaptureFixture, folder: Path
+) -> None:
+    path, mode = tiny.save("deepseek_v3", models_folder), parse_precision("int4")
+    reference = bytes_of(load_packed(path, mode))
+    assert {EXPERTS, HEADS, LINEAR, ROUTER} <= set(reference)
+
+    def exchange(header: dict[str, Any]) -> None:
+        places = header["modules"]
+        if other is None:
+            del places[module]
+        else:
+            places[module] = places[other]
+
+    damaged_header(only(folder), exchange)
+    logging.getLogger("deepseek_r1").propagate = True
+    with caplog.at_level(logging.WARNING, logger="deepseek_r1"):
+        assert bytes_of(load_packed(path, mode)) == reference
+    assert "makes no sense" in caplog.text
+
+
 @pytest.mark.usefixtures("native")
 def test_links_pipes_and_folders_in_its_place(models_folder: Path, folder: Path, tmp_path: Path) -> None:
     path, mode = tiny.save("llama", models_folder), parse_precision("int8")
@@ -307,16 +340,20 @@ def test_torch_alone_and_tiny_models_keep_nothing(
     assert not folder.exists()
 
 
-def test_with_the_kernels_of_this_machine(models_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["qwen2", "deepseek_v3", "mixtral"])
+def test_with_the_kernels_of_this_machine(
+    family: str, models_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bytes and logits are the same from the file; without native kernels there is no file."""
     monkeypatch.setattr(packed_cache, "LEAST_BYTES", 0)
-    path = tiny.save("qwen2", models_folder)
+    path = tiny.save(family, models_folder)
     for precision in ("fp32", "bf16", "int8", "int4"):
         first, second = (load_packed(path, parse_precision(precision)) for _ in range(2))
         ids, positions = torch.arange(30), torch.arange(30)
         with torch.no_grad():
             logits = [d.logits(d(ids, positions, Packed([30]))) for d in (first, second)]
         assert torch.equal(*logits) and float(logits[0].std()) > 0.5
+        assert not ops.NATIVE or bytes_of(first) == bytes_of(second)
     assert len(list(folder.glob("*.packed"))) == (4 if ops.NATIVE else 0)
 
 

@@ -261,7 +261,7 @@ def test_layers_without_blocks_get_as_many_as_the_context_needs(tmp_path: Path) 
     """Rings and states alone: 3 slots, no bytes per token, and blocks for three times 512 tokens."""
     config = replace(CONFIGS["all"], mixers=("delta", "ring", "ring", "delta"), windows=(None,) * 4)
     path = save_model(made(config), tmp_path / "own")
-    engine = build.load_engine(path, memory_bytes=1 << 30, max_concurrent=3)
+    engine = build.load_engine(path, precision="fp32", memory_bytes=1 << 30, max_concurrent=3)
     fp32 = parse_precision("fp32")
     assert memory.kv_bytes_per_token(config, fp32) == 0
     assert (engine.kv_blocks, engine.kv_bytes) == (3 * 32, 3 * memory.slot_bytes(config, fp32, 512))

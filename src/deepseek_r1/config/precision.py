@@ -37,7 +37,7 @@ class DeepSeekConfig(Config):
 
     In the modes "fp32" and "bf16" every operator class computes in that format. In the modes "int8" and "int4" the
     weights of linears, of experts, of the embedding and of the output layer are kept in 8 or 4 bits, keys and values in
-    bf16, and the rest computes in fp32: routers and the up-projections of latent attention too, whose weights stay fp32.
+    bf16, and the rest computes in fp32: routers and the up-projections of latent attention too, with weights in fp32.
     "int4" keeps a file's own 4- and 8-bit blocks as they are, and tables that come without such blocks in 8 bits.
     "auto" is resolved to the mode nearest to the file's own form when a model is opened. In mode "mixed" the classes
     named in `fp32_ops`, `bf16_ops`, `int8_ops` and `int4_ops` do as named; of the others, norm and rope compute in

@@ -1,4 +1,4 @@
-"""Steps of few tokens, recorded once per number of tokens and replayed: decoding costs its kernels, not their dispatch."""
+"""Steps of few tokens, recorded once per number of tokens and replayed: decoding costs its kernels, no dispatch."""
 
 from __future__ import annotations
 

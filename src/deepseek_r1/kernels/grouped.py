@@ -1,4 +1,4 @@
-"""Stacks of packed weights, and the native routing of experts: see `native`, whose rules for addresses hold here too."""
+"""Stacks of packed weights, and the native routing of experts. The rules of `native` for addresses hold here too."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ class PackedStack:
         one = native_weight(spec, None).nbytes
         blob = pages.zeros(one * len(given))
         self._take(blob, spec)
-        pieces = blob.split(one)
-        for part, piece in zip(coded, pieces, strict=False):
-            native.pack_rows(native_weight(spec, piece), piece, 0, part.codes, part.scales, part.minima)
-        for tensor, piece in zip(plain, pieces, strict=False):
-            native.pack_rows(native_weight(spec, piece), piece, 0, tensor, None, None)
+        for index, part in enumerate(given):
+            piece = blob[index * one : (index + 1) * one]
+            if isinstance(part, Tensor):
+                codes, scales, minima = part.detach(), None, None
+            else:
+                codes, scales, minima = coded[index].codes, coded[index].scales, coded[index].minima
+            native.pack_rows(native_weight(spec, piece), piece, 0, codes, scales, minima)
 
     @classmethod
     def from_blob(cls, blob: Tensor, spec: Mapping[str, Any]) -> PackedStack:
@@ -87,7 +89,7 @@ class PackedStack:
         return out
 
     def _readable(self, x: Tensor) -> Tensor:
-        """x as the product can read it: of a float type, for fp32 weights float32, the elements of a row side by side."""
+        """x as the product can read it: float32 for fp32 weights, else any float; elements of a row side by side."""
         if x.stride(-1) != 1 and x.shape[-1] != 1:
             x = x.contiguous()
         if x.dtype not in FLOATS:
@@ -151,7 +153,8 @@ def combine(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     flat, step = native.rows(x)
     out = empty((places.shape[0], flat.shape[1]), torch.float32)
     native.library.combine(
-        *(address(flat, *FLOATS), flat.dtype is torch.bfloat16, *flat.shape, step, address(places.contiguous(), torch.int64)),
-        *(address(weights.contiguous(), torch.float32), *places.shape, address(out)),
+        *(address(flat, *FLOATS), flat.dtype is torch.bfloat16, *flat.shape, step),
+        *(address(places.contiguous(), torch.int64), address(weights.contiguous(), torch.float32)),
+        *(*places.shape, address(out)),
     )
     return out

@@ -280,7 +280,7 @@ def paged_attention(
     """Store the spans' k (T, K, D) and v (T, K, D_v) in `pool` (N, S, width), then attend causally to what it holds.
 
     q (T, H, D) -> (T, H, D_v). Without v the values are the first D_v columns of the one key head. A query sees the
-    positions up to its own, with `window` the last `window` of them. Native kernels only (`NATIVE`); not differentiable.
+    positions up to its own, with `window` the last `window` of them. Native kernels only; not differentiable.
     """
     layout = native.row_layout(pool.dtype, k.shape[1], k.shape[2], value_dim, v is None)
     native.kv_write(pool, layout, spans.slots, k, v)

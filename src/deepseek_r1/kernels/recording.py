@@ -35,13 +35,12 @@ class Arena:
         needed = max(math.prod(shape) * dtype.itemsize, 1)
         for size, block, storage in self._blocks:
             if needed <= size <= 4 * max(needed, _LEAST) and torch._C._storage_Use_Count(storage._cdata) == _IDLE:
-                break
-        else:
-            size = max(_LEAST, 1 << (needed - 1).bit_length())
-            with _disable_current_modes():  # the recording's own memory is nobody's computation
-                block = torch.empty(size, dtype=torch.uint8)
-            self._blocks.append((size, block, block.untyped_storage()))
-            self._starts[block.data_ptr()] = block
+                return _view(block, 0, shape, dtype)
+        size = max(_LEAST, 1 << (needed - 1).bit_length())
+        with _disable_current_modes():  # the recording's own memory is nobody's computation
+            block = torch.empty(size, dtype=torch.uint8)
+        self._blocks.append((size, block, block.untyped_storage()))
+        self._starts[block.data_ptr()] = block
         return _view(block, 0, shape, dtype)
 
     def holds(self, tensor: Tensor) -> bool:

@@ -117,9 +117,10 @@ class Experts(nn.Module):
         self.down_proj = ExpertLinear(experts, hidden, dim, dtype=dtype)
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor, totals: Tensor) -> Tensor:
-        """x (T, dim), weights and chosen (T, active) -> (T, dim) in float32; `totals` (experts,) grow by what is chosen.
+        """x (T, dim), weights and chosen (T, active) -> (T, dim) in float32.
 
-        A token's results are added in the order of its expert ids, whatever else is in the batch.
+        `totals` (experts,) int64 grow by what is chosen. A token's results are added in the order of its expert ids,
+        whatever else is in the batch.
         """
         sources, places, ends = ops.by_expert(chosen, totals)
         rows = ops.take_rows(x, sources)
@@ -141,7 +142,8 @@ class MoE(nn.Module):
         self.router = router
         self.experts = experts
         self.shared = shared
-        self.register_buffer("expert_tokens", torch.zeros(router.experts, dtype=torch.int64, device="cpu"), persistent=False)
+        count = router.experts
+        self.register_buffer("expert_tokens", torch.zeros(count, dtype=torch.int64, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (T, dim) -> (T, dim)."""

@@ -35,7 +35,6 @@ LEAST_BYTES = 16 << 20
 """A checkpoint with fewer bytes of tensors is packed as quickly as it is mapped, and not kept."""
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16)}
-_PACKED = (PackedLinear, PackedLinearGroup, PackedEmbedding, PackedHeadLinear, PackedExpertLinear, Router)
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +87,9 @@ def _store(file: Path, key: Mapping[str, Any], model: Path, decoder: Decoder) ->
     modules: dict[str, int] = {}
     tensors: dict[str, Tensor] = dict(decoder.named_parameters())
     for name, module in decoder.named_modules():
-        if not isinstance(module, _PACKED):
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, ops.PackedWeight | ops.PackedStack):
             continue
-        weight = module.weight
         if weight.blob is None:
             return  # a format without a native kernel is held as torch holds it
         if id(weight) not in numbers:

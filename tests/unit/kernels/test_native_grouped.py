@@ -1,4 +1,4 @@
-"""Stacks of packed weights on every path: each member's part is its own packed product, whatever the batch and routing."""
+"""Stacks of packed weights on every path: each member's part is its own packed product, in any batch and routing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,12 @@ def alone(x: Tensor, weight: Tensor | QuantisedWeight) -> Tensor:
     return ops.linear(x, ops.PackedWeight([weight]))
 
 
-SIZES = {"out": st.integers(1, 130), "inner": st.integers(1, 150), "count": st.integers(1, 6), "seed": st.integers(0, 99)}
+SIZES = {
+    "out": st.integers(1, 130),
+    "inner": st.integers(1, 150),
+    "count": st.integers(1, 6),
+    "seed": st.integers(0, 9),
+}
 
 
 @settings(max_examples=15, deadline=None)
@@ -169,7 +174,7 @@ def test_stacks_reopen_and_refuse_what_does_not_fit() -> None:
 @pytest.mark.parametrize("ends", [[1, 2, 4], [1, 2, 6], [3, 2, 5], [-1, 2, 5], [5, 5], [5, 5, 5, 5]])
 def test_ends_that_do_not_fit_raise(ends: list[int]) -> None:
     stack = ops.PackedStack(members("fp32", 3, 20, 8))
-    with pytest.raises(ValueError, match="ends? "):
+    with pytest.raises(ValueError, match=r"\bends?\b"):
         ops.expert_linear(torch.randn(5, 8), stack, torch.tensor(ends, dtype=torch.int32))
 
 
@@ -181,9 +186,9 @@ def test_hostile_sizes_raise() -> None:
     x, out, ends = torch.zeros(4, 3, 8), torch.zeros(4, 3, 64), ends_of([1, 1, 2])
 
     def heads(
-        tokens: int = 4, x_token: int = 24, x_head: int = 8, out_token: int = 192, out_head: int = 64, bf16: bool = False
+        tokens: int = 4, x_token: int = 24, x_head: int = 8, out_token: int = 192, out_head: int = 64, bf16: int = 0
     ) -> None:
-        where = x.data_ptr(), bf16, tokens, x_token, x_head, 0, 0
+        where = x.data_ptr(), bool(bf16), tokens, x_token, x_head, 0, 0
         library.head_linear(stack, *where, out.data_ptr(), False, out_token, out_head)
 
     def experts(rows: int = 4, ldx: int = 8, ldo: int = 64, at: int = ends.data_ptr(), bf16: bool = False) -> None:
@@ -193,7 +198,7 @@ def test_hostile_sizes_raise() -> None:
     experts()
     for wrong in (
         *({"tokens": -1}, {"tokens": 1 << 60}, {"x_token": -1}, {"x_head": 1 << 50}),
-        *({"out_head": 63}, {"out_token": 191}, {"bf16": True}),
+        *({"out_head": 63}, {"out_token": 191}, {"bf16": 1}),
     ):
         with pytest.raises(ValueError):
             heads(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Packed products of every format on every path: equal to their definition, the same bits in any batch, sizes checked."""
+"""Packed products of every format on every path: equal to their definition, the same bits in any batch."""
 
 from __future__ import annotations
 

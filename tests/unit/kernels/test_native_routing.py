@@ -1,4 +1,4 @@
-"""Routing on its native kernels: exact choices and orders, ties to the lower id, sums slot by slot, gradients, hostile ids."""
+"""Routing on its native kernels: exact choices, orders and sums, ties to the lower id, gradients, hostile ids."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def test_the_order_by_expert_is_a_stable_sort(tokens: int, experts: int, seed: i
     sources, places, ends = ops.by_expert(chosen, totals)
     pairs = sorted((int(expert), token) for token, row in enumerate(chosen) for expert in row)
     assert sources.tolist() == [token for _, token in pairs]
-    assert ends.tolist() == [sum(expert <= e for expert, _ in pairs) for e in range(experts)] and ends.dtype is torch.int32
+    assert ends.tolist() == [sum(expert <= e for expert, _ in pairs) for e in range(experts)]
+    assert ends.dtype is torch.int32
     counts = [sum(expert == e for expert, _ in pairs) for e in range(experts)]
     assert totals.tolist() == [e + count for e, count in enumerate(counts)]
     for token, row in enumerate(places.tolist()):

@@ -15,7 +15,6 @@ uint8_t* moved(void* x, int64_t bytes) { return static_cast<uint8_t*>(x) + bytes
 // Bytes of a row of what the product reads, where it was prepared.
 int64_t row_bytes(const Format& f, int64_t k) { return f.padded_k(k) * (f.kind == Kind::bf16 ? 2 : 1); }
 int64_t row_groups(const Format& f, int64_t k) { return f.group > 0 ? f.padded_k(k) / f.group : 0; }
-int64_t blocks_of(int64_t rows) { return (rows + grouping::kRowBlock - 1) / grouping::kRowBlock; }
 
 }  // namespace
 
@@ -43,7 +42,7 @@ Range head_linear_range(const HeadLinearArgs& a) {
 
 void head_linear(const HeadLinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.first.format;
-  const int64_t items = a.weight.first.panels() * blocks_of(a.tokens);
+  const int64_t items = a.weight.first.panels() * row_blocks(a.tokens, a.weight.first.panels());
   const bool direct = f.kind == Kind::fp32;
   const int64_t groups = row_groups(f, a.weight.first.k);
   const int64_t x_head = direct ? a.x_head * 4 : a.tokens * row_bytes(f, a.weight.first.k);
@@ -60,7 +59,7 @@ void head_linear(const HeadLinearArgs& a, int64_t begin, int64_t end) {
 Range expert_linear_range(const ExpertLinearArgs& a) {
   int64_t blocks = 0, used = 0, start = 0;
   for (int64_t e = 0; e < a.weight.count; start = a.ends[e++]) {
-    blocks += blocks_of(a.ends[e] - start);
+    blocks += row_blocks(a.ends[e] - start, a.weight.first.panels());
     used += a.ends[e] > start;
   }
   if (used == 0) return {0, 1};
@@ -77,7 +76,7 @@ void expert_linear(const ExpertLinearArgs& a, int64_t begin, int64_t end) {
   int64_t item = 0, start = 0;  // of expert e
   for (int64_t e = 0; e < a.weight.count && begin < end; ++e) {
     const int64_t rows = a.ends[e] - start;
-    const int64_t items = rows > 0 ? panels * blocks_of(rows) : 0;
+    const int64_t items = rows > 0 ? panels * row_blocks(rows, panels) : 0;
     if (begin < item + items) {
       const int64_t last = std::min(items, end - item);
       const LinearArgs part{a.weight.at(e), moved(a.x, start * x_row), rows, a.ldx,

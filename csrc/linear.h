@@ -79,6 +79,20 @@ struct LinearArgs {
 };
 Range linear_range(const LinearArgs&);
 
+constexpr int64_t kRowBlock = 96;  // rows at most that share a pass over a panel: their codes stay in the caches
+
+// Rows per item of a product of m rows: narrow ones are cut along their rows as well, to be shared out evenly.
+constexpr int64_t row_block(int64_t m, int64_t panels) {
+  const int64_t fewest = (m + kRowBlock - 1) / kRowBlock, most = (m + 5) / 6, wanted = 24 / panels + 1;
+  const int64_t blocks = fewest > wanted ? fewest : wanted < most ? wanted : most;
+  const int64_t rows = blocks > 0 ? (m + blocks - 1) / blocks : 1;
+  return (rows + 2) / 3 * 3;  // whole tiles of 3
+}
+constexpr int64_t row_blocks(int64_t m, int64_t panels) {
+  const int64_t rows = row_block(m, panels);
+  return (m + rows - 1) / rows;
+}
+
 // Rows of the weight itself, by id: what an embedding looks up. out (m, k).
 struct UnpackArgs {
   Weight weight;

@@ -124,12 +124,12 @@ void some_rows(const LinearArgs& a, const uint8_t* panel, int64_t row, float* su
 }
 
 inline void linear_avx2(const LinearArgs& a, int64_t begin, int64_t end) {
-  const int64_t blocks = (a.m + kRowBlock - 1) / kRowBlock;
+  const int64_t block = row_block(a.m, a.weight.panels()), blocks = row_blocks(a.m, a.weight.panels());
   alignas(64) float sums[3 * kPanel];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;
-    const int64_t first = item % blocks * kRowBlock;
-    const int64_t last = std::min(a.m, first + kRowBlock);
+    const int64_t first = item % blocks * block;
+    const int64_t last = std::min(a.m, first + block);
     for (int64_t row = first; row < last;) {
       const int64_t rows = std::min<int64_t>(3, last - row);
       if (rows == 3) some_rows<3>(a, a.weight.panel(panel), row, sums);

@@ -192,12 +192,12 @@ inline void linear_avx512(const LinearArgs& a, int64_t begin, int64_t end) {
   const Tiles tile = choose_tiles(f);
   const int64_t groups = f.group > 0 ? k / f.group : k / f.unit_k();
   const int64_t row_bytes = f.group > 0 ? k : f.kind == Kind::bf16 ? 2 * k : 4 * a.ldx;
-  const int64_t blocks = (a.m + kRowBlock - 1) / kRowBlock;
+  const int64_t block = row_block(a.m, a.weight.panels()), blocks = row_blocks(a.m, a.weight.panels());
   alignas(64) float sums[kTileRows * kPanel];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;
-    const int64_t first = item % blocks * kRowBlock;
-    const int64_t last = std::min(a.m, first + kRowBlock);
+    const int64_t first = item % blocks * block;
+    const int64_t last = std::min(a.m, first + block);
     TileArgs t{a.weight.panel(panel), groups, {}, {}, sums};
     for (int64_t row = first; row < last;) {
       const int64_t left = last - row;

@@ -13,8 +13,6 @@
 namespace r1 {
 namespace R1_PATH {
 
-constexpr int64_t kRowBlock = 96;  // rows that share a pass over a panel: their codes stay in the caches
-
 R1_INLINE float half(uint16_t bits) {
   _Float16 value;
   std::memcpy(&value, &bits, 2);
@@ -96,11 +94,11 @@ R1_INLINE void finish(const LinearArgs& a, int64_t panel, int64_t row, float* su
 }
 
 inline void linear_generic(const LinearArgs& a, int64_t begin, int64_t end) {
-  const int64_t blocks = (a.m + kRowBlock - 1) / kRowBlock;
+  const int64_t rows = row_block(a.m, a.weight.panels()), blocks = row_blocks(a.m, a.weight.panels());
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;
-    const int64_t first = item % blocks * kRowBlock;
-    for (int64_t row = first; row < std::min(a.m, first + kRowBlock); ++row) {
+    const int64_t first = item % blocks * rows;
+    for (int64_t row = first; row < std::min(a.m, first + rows); ++row) {
       float sums[kPanel];
       for (int64_t c = 0; c < kPanel; ++c) sums[c] = column(a, a.weight.panel(panel), c, row);
       finish(a, panel, row, sums);

@@ -53,11 +53,11 @@ void choose(const char* name) { current() = best(name); }
 Range prepare_range(const PrepareArgs& a) { return {a.m, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, a.k))}; }
 
 Range linear_range(const LinearArgs& a) {
-  const int64_t blocks = (a.m + generic::kRowBlock - 1) / generic::kRowBlock;
-  // A chunk reads 32 KiB of weights or more, and multiplies for 5 microseconds or more.
+  const int64_t rows = row_block(a.m, a.weight.panels()), blocks = row_blocks(a.m, a.weight.panels());
+  // A chunk reads 16 KiB of weights or more, or multiplies for 5 microseconds or more.
   const int64_t bytes = std::max<int64_t>(1, a.weight.panel_bytes());
-  const int64_t work = std::max<int64_t>(1, std::min(a.m, generic::kRowBlock) * a.weight.k * kPanel);
-  const int64_t grain = std::min((32768 + bytes - 1) / bytes, (2'000'000 + work - 1) / work);
+  const int64_t work = std::max<int64_t>(1, std::min(a.m, rows) * a.weight.k * kPanel);
+  const int64_t grain = std::min((16384 + bytes - 1) / bytes, (2'000'000 + work - 1) / work);
   return {a.weight.panels() * blocks, std::max<int64_t>(1, grain)};
 }
 

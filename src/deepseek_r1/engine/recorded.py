@@ -26,11 +26,11 @@ class RecordedSteps:
     be replayed, once that has turned out: some operator has no native kernel.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, arena: Arena) -> None:
         self.unable: str | None = "rings and states have no native kernel" if cache.has_slot_state else None
         self._decoder = decoder
         self._cache = cache
-        self._arena = Arena()
+        self._arena = arena
         self._recordings: dict[int, Recording] = {}
         self._ids = torch.zeros(MOST_TOKENS, dtype=torch.int64)
         self._positions = torch.zeros(MOST_TOKENS, dtype=torch.int64)

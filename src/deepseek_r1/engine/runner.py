@@ -17,6 +17,7 @@ from deepseek_r1.engine.request import TokenOutput
 from deepseek_r1.engine.sampler import sample
 from deepseek_r1.engine.scheduler import Work
 from deepseek_r1.kernels import ops
+from deepseek_r1.kernels.recording import Arena, using
 from deepseek_r1.models.decoder import Decoder
 
 
@@ -51,7 +52,8 @@ class Runner:
         self.decoder = decoder
         self.cache = cache
         self.speculative = speculative
-        self._recorded = RecordedSteps(decoder, cache) if ops.NATIVE else None
+        self._arena = Arena()
+        self._recorded = RecordedSteps(decoder, cache, self._arena) if ops.NATIVE else None
 
     @torch.inference_mode()
     def run(self, work: Items[Work]) -> Computed:
@@ -64,7 +66,8 @@ class Runner:
         if recorded is not None and recorded.unable is None and decodes and len(ids) <= MOST_TOKENS:
             return Computed(work, *recorded.run(ids, spans))
         paged = Paged(self.cache, spans)
-        return Computed(work, self.decoder(torch.tensor(ids), paged.positions, paged))
+        with using(self._arena):
+            return Computed(work, self.decoder(torch.tensor(ids), paged.positions, paged))
 
     @torch.inference_mode()
     def sample(self, done: Computed) -> list[TokenOutput]:
@@ -80,7 +83,8 @@ class Runner:
             rows += range(last - len(item.drafts) - 1, last)
         logits = done.logits
         if logits is None:
-            logits = self.decoder.logits(done.hidden if len(rows) == len(done.hidden) else done.hidden[rows])
+            with using(self._arena):
+                logits = self.decoder.logits(done.hidden if len(rows) == len(done.hidden) else done.hidden[rows])
         outputs: dict[str, TokenOutput] = {}
         place = 0
         while going:

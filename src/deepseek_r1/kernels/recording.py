@@ -8,7 +8,8 @@ which torch computed anything itself is not used.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -133,6 +134,7 @@ class Recording:
 
 
 _current: Recording | None = None
+_lent: Arena | None = None
 
 
 def current() -> Recording | None:
@@ -141,5 +143,17 @@ def current() -> Recording | None:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor for a kernel's result: the arena's while a recording is made."""
-    return torch.empty(shape, dtype=dtype) if _current is None else _current.arena.empty(shape, dtype)
+    """An uninitialised tensor for a kernel's result, of the arena that is used at the time, if one is."""
+    arena = _lent if _current is None else _current.arena
+    return torch.empty(shape, dtype=dtype) if arena is None else arena.empty(shape, dtype)
+
+
+@contextmanager
+def using(arena: Arena) -> Iterator[None]:
+    """Take kernels' results from `arena`: new memory would cost a page fault for every 4 KiB, at every step."""
+    global _lent
+    before, _lent = _lent, arena
+    try:
+        yield
+    finally:
+        _lent = before

@@ -1,6 +1,7 @@
 """How each weight is kept at a precision, by how its file stores it: what loading does and planning counts. No torch.
 
-In "int4" a file's own 4- and 8-bit blocks stay as they are, in "int8" its 8-bit blocks; the rest is quantised anew.
+A file's own 4- and 8-bit blocks stay as they are in "int4" and "int8" (bringing 4 bits to 8 would lose accuracy and take
+more memory); the rest is quantised anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ GROUP8 = 128
 The kernel reads a scale per 128 inputs anyway, and one of their own halves what outliers of a row do to the rest.
 """
 
-QUANTISER_VERSION = 1
+QUANTISER_VERSION = 2
 """Counts changes of what quantising gives; part of the packed cache's key."""
 
 PANEL = 64
@@ -92,8 +93,7 @@ def quantised_format(
         return None
     if stored in GROUPED:
         bits, minima = GROUPED[stored]
-        if dtype == "int4" or bits == 8:
-            return WeightFormat(bits, GROUP, minima, wide=stored == "Q4_K", own=True)
+        return WeightFormat(bits, GROUP, minima, wide=stored == "Q4_K", own=True)
     if dtype == "int8":
         return EIGHT_BITS
     if stored in _FIVE_AND_SIX:

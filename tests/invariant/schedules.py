@@ -15,11 +15,14 @@ from deepseek_r1.engine.runner import Computed
 from deepseek_r1.engine.sampler import sample
 from deepseek_r1.engine.sequence import Sequence
 from deepseek_r1.kernels import ops
-from deepseek_r1.layers.context import Packed
+from deepseek_r1.layers.context import Packed, StateLayout
 from deepseek_r1.models.decoder import Decoder
 
 TOLERANCE = 0.0 if ops.NATIVE else 1e-5
-"""Native kernels give a request the same bits in every schedule; torch's give log-probabilities this close."""
+"""Native kernels give a request the same bits in every schedule; torch's give log-probabilities as close as 1e-5."""
+
+SLOT_TOLERANCE = 1e-5
+"""Of models with rings or states, which have no native kernels."""
 
 
 @dataclass
@@ -35,6 +38,12 @@ class Outcome:
     drafted: int = 0
     accepted: int = 0
     problems: list[str] = field(default_factory=list)
+
+
+def tolerance(decoder: Decoder) -> float:
+    """How far a log-probability may move between schedules."""
+    slots = any(isinstance(layout, StateLayout) or layout.window is not None for layout in decoder.layouts)
+    return SLOT_TOLERANCE if slots else TOLERANCE
 
 
 def random_params(rng: random.Random, vocabulary: int) -> SamplingParams:
@@ -230,5 +239,5 @@ def _compare(
         outcome.tokens += 1
         difference = abs(want[1][place] - logprobs[place])
         outcome.worst = max(outcome.worst, difference)
-        if not difference <= TOLERANCE:
+        if not difference <= tolerance(decoder):
             outcome.problems.append(f"{request.request_id} token {place}: logprobs differ by {difference:.2e}")

@@ -11,6 +11,7 @@ import torch
 from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.engine.paged import KVCache, Paged, Span
 from deepseek_r1.engine.recorded import RecordedSteps
+from deepseek_r1.kernels.recording import Arena
 from deepseek_r1.models.loading import load_decoder
 from support import tiny
 from support.native_paths import bits
@@ -25,7 +26,7 @@ def test_a_replayed_step_is_the_eager_one(family: str, precision: str, models_fo
     """Four sequences, one to four of them in turn: every recording is replayed with other tokens and experts."""
     decoder = load_decoder(tiny.save(family, models_folder), parse_precision(precision), pack=True)
     cache, eager_cache = (KVCache(decoder.layouts, 40, 4) for _ in range(2))
-    steps = RecordedSteps(decoder, cache)
+    steps = RecordedSteps(decoder, cache, Arena())
     rng = random.Random(5)
     lengths = [0, 0, 0, 0]
     used: set[bytes] = set()

@@ -9,7 +9,7 @@ import schedules
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import TOLERANCE, Outcome, alone, make_engine, run_schedule
+from schedules import SLOT_TOLERANCE, Outcome, alone, make_engine, run_schedule
 from torch import Tensor, nn
 
 from deepseek_r1.engine.engine import Engine
@@ -111,7 +111,7 @@ def run(engine: Engine) -> dict[str, tuple[list[int], list[float]]]:
 
 def check_equal(got: tuple[list[int], list[float]], want: tuple[list[int], list[float]]) -> None:
     assert got[0] == want[0]
-    assert max(abs(a - b) for a, b in zip(got[1], want[1], strict=True)) <= TOLERANCE
+    assert max(abs(a - b) for a, b in zip(got[1], want[1], strict=True)) <= SLOT_TOLERANCE
 
 
 def test_random_schedules(decoders: dict[str, Stack], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_packed_scores_what_the_engine_sampled(decoders: dict[str, Stack], name:
     logits = decoder.logits(decoder(ids, torch.arange(len(ids)), Packed([len(ids)]))).double()
     assert logits.std() >= 1 and len(set(tokens)) > 5
     want = logits.log_softmax(-1)[30:-1].gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
-    assert (want - torch.tensor(logprobs, dtype=torch.float64)).abs().max() <= TOLERANCE
+    assert (want - torch.tensor(logprobs, dtype=torch.float64)).abs().max() <= SLOT_TOLERANCE
 
 
 def slot_tensors(cache: KVCache) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """How each weight is kept at a precision, by how its file stores it: what loading does and planning counts. No torch.
 
-A file's own 4- and 8-bit blocks stay as they are in "int4" and "int8" (bringing 4 bits to 8 would lose accuracy and take
-more memory); the rest is quantised anew.
+A file's own 4- and 8-bit blocks stay as they are in "int4" and "int8": bringing 4 bits to 8 would lose accuracy and
+take more memory. The rest is quantised anew.
 """
 
 from __future__ import annotations

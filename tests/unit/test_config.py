@@ -52,7 +52,7 @@ def test_sizes_in_bytes_are_exact(nbytes: int) -> None:
 
 def test_serve_defaults() -> None:
     config = ServeConfig()
-    assert (config.host, config.port, config.precision) == ("127.0.0.1", 8080, "fp32")
+    assert (config.host, config.port, config.precision) == ("127.0.0.1", 8080, "auto")
     assert config.queue_limit == 128
     assert config.update(max_concurrent=7).queue_limit == 28
     assert config.update(max_queue=0).queue_limit == 0

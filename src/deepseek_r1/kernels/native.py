@@ -1,4 +1,6 @@
-"""The native kernels as functions of tensors. Only this file passes addresses, and only its own floor calls it.
+"""The native kernels as functions of tensors. Only its own floor calls it.
+
+Addresses pass to C++ here, and in `grouped` and `sampling` through `address` alone.
 
 Tensors are checked here: on the CPU, of a dtype the kernel reads, the elements of a row side by side. What is passed
 stays alive through the call, and through every replay of a recording.

@@ -16,7 +16,7 @@ typedef int64_t i64x8 __attribute__((vector_size(64)));
 
 typedef float f32x4 __attribute__((vector_size(16)));
 
-// The sums and maxima of vector.h, in the same tree, without a way through memory.
+// The sum and the largest of all lanes: halves are combined until one is left, whatever the path.
 template <class F>
 R1_INLINE f32x4 quarter(f32x16 v, F both) {
   const f32x8 a = both(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),

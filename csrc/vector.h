@@ -1,5 +1,5 @@
 // Sixteen float lanes, by the compiler's vector extension: one source for every path, split to the width it has.
-// Lanes are combined in a fixed tree, so a sum does not depend on the path's register width.
+// Lanes are combined in a fixed tree (lanes.h), so a sum does not depend on the path's register width.
 #pragma once
 
 #include <cstdint>
@@ -83,22 +83,7 @@ R1_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 #endif
 }
 
-R1_INLINE float sum(f32x16 v) {
-  float lanes[16];
-  store(lanes, v);
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
 R1_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
-R1_INLINE float max(f32x16 v) {
-  float lanes[16];
-  store(lanes, v);
-  for (int width = 8; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
-}
-
 R1_INLINE uint32_t max(u32x16 v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_epu32(reinterpret_cast<__m512i>(v));

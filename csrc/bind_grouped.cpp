@@ -47,15 +47,18 @@ void head_linear_of(const Stack& w, Address x, bool x_bf16, int64_t tokens, int6
   check(w.first.data != nullptr, "head_linear: the weight has no data");
   if (tokens == 0) return;
   const Format& f = w.first.format;
+  const Kernels& path = kernels();
   const void* from = read(f, x, x_bf16, codes, act);
+  Act* acts = reinterpret_cast<Act*>(act);
+  const ActLanes lanes = path.lanes ? act_lanes(acts, tokens * w.count, f.groups(k)) : ActLanes{};
   if (f.kind != Kind::fp32) {
     const HeadPrepareArgs prepare{at<const void>("head_linear: x", x), x_bf16, tokens, w.count, k, x_token, x_head, f,
-                                  reinterpret_cast<void*>(codes), reinterpret_cast<Act*>(act), kernels().prepare};
+                                  reinterpret_cast<void*>(codes), acts, lanes, path.prepare};
     submit(prepare, head_prepare_range, head_prepare);
   }
   check(from != nullptr, "head_linear: the address is null");
-  const HeadLinearArgs args{w, from, tokens, x_token, x_head, reinterpret_cast<const Act*>(act),
-                            at<void>("head_linear: out", out), out_bf16, out_token, out_head, kernels().linear};
+  const HeadLinearArgs args{w, from, tokens, x_token, x_head, acts, lanes, path.row_tile,
+                            at<void>("head_linear: out", out), out_bf16, out_token, out_head, path.linear};
   submit(args, head_linear_range, head_linear);
 }
 
@@ -75,15 +78,18 @@ void expert_linear_of(const Stack& w, Address ends, Address x, bool x_bf16, int6
   check(to[w.count - 1] == rows, "expert_linear: the last expert's rows do not end with the rows");
   if (rows == 0) return;
   const Format& f = w.first.format;
+  const Kernels& path = kernels();
   const void* from = read(f, x, x_bf16, codes, act);
+  Act* acts = reinterpret_cast<Act*>(act);
+  const ActLanes lanes = path.lanes ? act_lanes(acts, rows, f.groups(k)) : ActLanes{};
   if (f.kind != Kind::fp32) {
     const PrepareArgs prepare{at<const void>("expert_linear: x", x), x_bf16, rows, k, ldx, f,
-                              reinterpret_cast<void*>(codes), reinterpret_cast<Act*>(act)};
-    submit(prepare, prepare_range, kernels().prepare);
+                              reinterpret_cast<void*>(codes), acts, lanes};
+    submit(prepare, prepare_range, path.prepare);
   }
   check(from != nullptr, "expert_linear: the address is null");
-  const ExpertLinearArgs args{w, to, from, rows, ldx, reinterpret_cast<const Act*>(act),
-                              at<void>("expert_linear: out", out), out_bf16, ldo, kernels().linear};
+  const ExpertLinearArgs args{w, to, from, rows, ldx, acts, lanes, path.row_tile,
+                              at<void>("expert_linear: out", out), out_bf16, ldo, path.linear};
   submit(args, expert_linear_range, expert_linear);
 }
 

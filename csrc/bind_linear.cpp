@@ -1,9 +1,11 @@
 // Python's door to packed products. Addresses come as integers from kernels/ops.py, which keeps the tensors alive.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "bind.h"
 #include "paths.h"
@@ -41,23 +43,28 @@ void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, u
   check(m <= 1 || (ldx >= w.k && ldo >= w.n), "rows overlap: the distance between rows is less than their width");
   check(ldx < kMost && ldo < kMost, "the distance between rows is absurd");
   nb::gil_scoped_release free;
+  const Kernels& path = kernels();
   const bool direct = w.format.kind == Kind::fp32;
+  Act* acts = reinterpret_cast<Act*>(act);
+  const ActLanes lanes = path.lanes ? act_lanes(acts, m, w.format.groups(w.k)) : ActLanes{};
   check(!direct || !x_bf16, "an fp32 product takes fp32 rows");
   if (!direct) {
     const PrepareArgs prepare{reinterpret_cast<const void*>(x),    x_bf16, m, w.k, ldx, w.format,
-                              reinterpret_cast<void*>(codes), reinterpret_cast<Act*>(act)};
-    submit(prepare, prepare_range, kernels().prepare);
+                              reinterpret_cast<void*>(codes), acts, lanes};
+    submit(prepare, prepare_range, path.prepare);
   }
   const LinearArgs args{w,
                         reinterpret_cast<const void*>(direct ? x : codes),
                         m,
                         ldx,
-                        reinterpret_cast<const Act*>(act),
+                        acts,
+                        lanes,
+                        path.row_tile,
                         reinterpret_cast<const float*>(bias),
                         reinterpret_cast<void*>(out),
                         out_bf16,
                         ldo};
-  submit(args, linear_range, kernels().linear);
+  submit(args, linear_range, path.linear);
 }
 
 void pack_rows(const Weight& w, uintptr_t data, int64_t first, int64_t count, uintptr_t values, uintptr_t scales,
@@ -86,10 +93,11 @@ void bind_linear(nb::module_& m) {
               bool minima, bool wide) { new (self) Weight(make_weight(data, bytes, n, k, kind, group, minima, wide)); })
       .def_prop_ro("nbytes", [](const Weight& w) { return w.format.bytes(w.n, w.k); })
       .def_prop_ro("prepares", [](const Weight& w) { return w.format.kind != Kind::fp32; })
-      .def_prop_ro("row_bytes",
-                   [](const Weight& w) { return w.format.padded_k(w.k) * (w.format.kind == Kind::bf16 ? 2 : 1); })
-      .def_prop_ro("groups", [](const Weight& w) {
-        return w.format.group > 0 ? w.format.padded_k(w.k) / w.format.group : int64_t{0};
+      // What a product of so many rows needs room for: bytes of codes, and floats of their scales and sums.
+      .def("room", [](const Weight& w, int64_t rows) {
+        check(rows >= 0 && rows < kMost / w.k, "the number of rows is negative or absurd");
+        const int64_t bytes = w.format.padded_k(w.k) * (w.format.kind == Kind::bf16 ? 2 : 1);
+        return std::pair{room_rows(rows) * bytes, act_floats(rows, w.format.groups(w.k))};
       });
   m.def("linear", &linear);
   m.def("pack_rows", &pack_rows);

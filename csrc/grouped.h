@@ -26,6 +26,7 @@ struct HeadPrepareArgs {
   Format format;
   void* codes;
   Act* act;
+  ActLanes lanes;
   void (*prepare)(const PrepareArgs&, int64_t, int64_t);
 };
 Range head_prepare_range(const HeadPrepareArgs&);
@@ -37,6 +38,8 @@ struct HeadLinearArgs {
   const void* x;         // what head_prepare left, or fp32 with these distances
   int64_t tokens, x_token, x_head;
   const Act* act;
+  ActLanes lanes;
+  int64_t row_tile;
   void* out;
   bool out_bf16;
   int64_t out_token, out_head;
@@ -53,6 +56,8 @@ struct ExpertLinearArgs {
   const void* x;         // as LinearArgs has it
   int64_t rows, ldx;
   const Act* act;
+  ActLanes lanes;
+  int64_t row_tile;
   void* out;
   bool out_bf16;
   int64_t ldo;

@@ -7,7 +7,7 @@
 //   8 bit:   4 k, as 4 bytes: the signed value + 128
 //   bf16:    2 k
 //   fp32:    1 k
-// n is padded to whole panels, k to whole groups (of the unit's k where there are no groups), with codes of weight 0.
+// n is padded to whole panels, k to whole groups (32 for bf16, none for fp32), with codes of weight 0.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,8 @@ namespace r1 {
 constexpr int64_t kPanel = 64;  // columns
 constexpr int64_t kUnit = 256;  // bytes
 constexpr int64_t kAlign = 64;
+constexpr int64_t kTileK = 32;  // k of a bf16 matrix tile (AMX)
+constexpr int64_t kTileRows = 16;
 
 enum class Kind : int32_t { fp32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
 
@@ -29,8 +31,9 @@ struct Format {
   bool wide;        // scales and minima are fp32; else fp16
 
   int64_t unit_k() const { return kind == Kind::int4 ? 8 : kind == Kind::int8 ? 4 : kind == Kind::bf16 ? 2 : 1; }
-  int64_t step_k() const { return group > 0 ? group : unit_k(); }
+  int64_t step_k() const { return group > 0 ? group : kind == Kind::bf16 ? kTileK : unit_k(); }
   int64_t padded_k(int64_t k) const { return (k + step_k() - 1) / step_k() * step_k(); }
+  int64_t groups(int64_t k) const { return group > 0 ? padded_k(k) / group : 0; }
   int64_t scale_bytes() const { return group > 0 ? kPanel * (wide ? 4 : 2) * (minima ? 2 : 1) : 0; }
   int64_t group_bytes() const { return step_k() / unit_k() * kUnit + scale_bytes(); }
   int64_t panel_bytes(int64_t k) const { return padded_k(k) / step_k() * group_bytes(); }
@@ -55,6 +58,25 @@ struct Act {
   int32_t sum;
 };
 
+// The same for kernels that take many rows at once: element group * distance + row is a group's scale, and its scale
+// times its sum. Null where no kernel of the path asks for it.
+struct ActLanes {
+  float* scales;
+  float* sums;
+  int64_t distance;
+
+  ActLanes from(int64_t row) const { return scales == nullptr ? *this : ActLanes{scales + row, sums + row, distance}; }
+};
+
+// Rows are read in tiles of 16: this much room stands behind `rows` rows of codes and of acts. The lanes follow the acts.
+constexpr int64_t room_rows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+constexpr int64_t act_floats(int64_t rows, int64_t groups) { return 2 * groups * (rows + room_rows(rows)); }
+inline ActLanes act_lanes(Act* act, int64_t rows, int64_t groups) {
+  if (act == nullptr) return {};
+  float* lanes = reinterpret_cast<float*>(act + rows * groups);
+  return {lanes, lanes + groups * room_rows(rows), room_rows(rows)};
+}
+
 // Rows (m, k) of fp32 or bf16 -> what the product reads: int8 codes in groups with their `act`, or padded bf16.
 struct PrepareArgs {
   const void* x;
@@ -63,6 +85,7 @@ struct PrepareArgs {
   Format format;
   void* codes;           // (m, padded k): int8, or bf16
   Act* act;              // (m, groups); null for bf16
+  ActLanes lanes;
 };
 Range prepare_range(const PrepareArgs&);
 
@@ -72,6 +95,8 @@ struct LinearArgs {
   const void* x;         // int8 codes (m, padded k), bf16 (m, padded k), or fp32 rows `ldx` elements apart
   int64_t m, ldx;
   const Act* act;
+  ActLanes lanes;
+  int64_t row_tile;      // rows that the path's kernel takes at once
   const float* bias;     // null for none
   void* out;
   bool out_bf16;
@@ -82,14 +107,15 @@ Range linear_range(const LinearArgs&);
 constexpr int64_t kRowBlock = 96;  // rows at most that share a pass over a panel: their codes stay in the caches
 
 // Rows per item of a product of m rows: narrow ones are cut along their rows as well, to be shared out evenly.
-constexpr int64_t row_block(int64_t m, int64_t panels) {
-  const int64_t fewest = (m + kRowBlock - 1) / kRowBlock, most = (m + 5) / 6, wanted = 24 / panels + 1;
+constexpr int64_t row_block(int64_t m, int64_t panels, int64_t tile) {
+  const int64_t least = tile > 6 ? tile : 6;
+  const int64_t fewest = (m + kRowBlock - 1) / kRowBlock, most = (m + least - 1) / least, wanted = 24 / panels + 1;
   const int64_t blocks = fewest > wanted ? fewest : wanted < most ? wanted : most;
   const int64_t rows = blocks > 0 ? (m + blocks - 1) / blocks : 1;
-  return (rows + 2) / 3 * 3;  // whole tiles of 3
+  return (rows + tile - 1) / tile * tile;  // whole tiles
 }
-constexpr int64_t row_blocks(int64_t m, int64_t panels) {
-  const int64_t rows = row_block(m, panels);
+constexpr int64_t row_blocks(int64_t m, int64_t panels, int64_t tile) {
+  const int64_t rows = row_block(m, panels, tile);
   return (m + rows - 1) / rows;
 }
 

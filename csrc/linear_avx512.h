@@ -9,14 +9,14 @@
 namespace r1 {
 namespace R1_PATH {
 
-constexpr int kTileRows = 3;
+constexpr int kRowTile = 3;
 constexpr int64_t kAhead = 4096;     // bytes between what is read and what is prefetched
 
 struct TileArgs {
   const uint8_t* w;
   int64_t units_or_groups;
-  const void* x[kTileRows];
-  const Act* act[kTileRows];
+  const void* x[kRowTile];
+  const Act* act[kRowTile];
   float* sums;  // (rows, 64)
 };
 using Tile = void (*)(const TileArgs&);
@@ -149,8 +149,8 @@ void fp32_tile(const TileArgs& t) {
 }
 
 struct Tiles {
-  Tile first[kTileRows + 1];  // by rows; these fetch ahead, for the first pass over a panel
-  Tile again[kTileRows + 1];
+  Tile first[kRowTile + 1];  // by rows; these fetch ahead, for the first pass over a panel
+  Tile again[kRowTile + 1];
 };
 
 template <template <int, bool> class Of>
@@ -192,8 +192,8 @@ inline void linear_avx512(const LinearArgs& a, int64_t begin, int64_t end) {
   const Tiles tile = choose_tiles(f);
   const int64_t groups = f.group > 0 ? k / f.group : k / f.unit_k();
   const int64_t row_bytes = f.group > 0 ? k : f.kind == Kind::bf16 ? 2 * k : 4 * a.ldx;
-  const int64_t block = row_block(a.m, a.weight.panels()), blocks = row_blocks(a.m, a.weight.panels());
-  alignas(64) float sums[kTileRows * kPanel];
+  const int64_t block = row_block(a.m, a.weight.panels(), a.row_tile), blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
+  alignas(64) float sums[kRowTile * kPanel];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;
     const int64_t first = item % blocks * block;
@@ -201,7 +201,7 @@ inline void linear_avx512(const LinearArgs& a, int64_t begin, int64_t end) {
     TileArgs t{a.weight.panel(panel), groups, {}, {}, sums};
     for (int64_t row = first; row < last;) {
       const int64_t left = last - row;
-      const int rows = left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kTileRows));
+      const int rows = left == 4 ? 2 : static_cast<int>(std::min<int64_t>(left, kRowTile));
       for (int r = 0; r < rows; ++r) {
         t.x[r] = static_cast<const uint8_t*>(a.x) + (row + r) * row_bytes;
         t.act[r] = a.act == nullptr ? nullptr : a.act + (row + r) * groups;

@@ -94,7 +94,7 @@ R1_INLINE void finish(const LinearArgs& a, int64_t panel, int64_t row, float* su
 }
 
 inline void linear_generic(const LinearArgs& a, int64_t begin, int64_t end) {
-  const int64_t rows = row_block(a.m, a.weight.panels()), blocks = row_blocks(a.m, a.weight.panels());
+  const int64_t rows = row_block(a.m, a.weight.panels(), a.row_tile), blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;
     const int64_t first = item % blocks * rows;
@@ -172,7 +172,12 @@ R1_INLINE void prepare_rows(const PrepareArgs& a, int64_t begin, int64_t end) {
     int8_t* codes = static_cast<int8_t*>(a.codes) + row * k;
     for (int64_t g = 0; g < k / group; ++g) {
       const int64_t count = std::min(group, a.k - g * group);
-      a.act[row * (k / group) + g] = quantise(x + g * group, count, group, codes + g * group);
+      const Act act = quantise(x + g * group, count, group, codes + g * group);
+      a.act[row * (k / group) + g] = act;
+      if (a.lanes.scales != nullptr) {
+        a.lanes.scales[g * a.lanes.distance + row] = act.scale;
+        a.lanes.sums[g * a.lanes.distance + row] = act.scale * static_cast<float>(act.sum);
+      }
     }
   }
 }

@@ -15,6 +15,8 @@ bool avx2_kernels(Kernels& k) {
   k = {"avx2",
        avx2::prepare,
        avx2::linear_avx2,
+       3,
+       false,
        avx2::row_kernels(),
        avx2::attention_kernels(),
        avx2::sample_kernels()};

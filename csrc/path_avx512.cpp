@@ -18,6 +18,8 @@ bool avx512_kernels(Kernels& k) {
   k = {"avx512",
        avx512::prepare,
        avx512::linear_avx512,
+       avx512::kRowTile,
+       false,
        avx512::row_kernels(),
        avx512::attention_kernels(),
        avx512::sample_kernels()};

@@ -1,9 +1,9 @@
 // The generic path: plain C++ for any processor, and the choice of the path that is used.
 #define R1_PATH generic
 #include <atomic>
-#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "attention_impl.h"
 #include "linear_generic.h"
@@ -14,21 +14,22 @@
 namespace r1 {
 namespace {
 
-Kernels best(const char* name) {
-  const bool any = std::strcmp(name, "auto") == 0;
+// The named path, or with "auto" the last of these that the processor and the build have.
+Kernels best(const std::string& name) {
+  using Replace = bool (*)(Kernels&);
+  constexpr std::pair<const char*, Replace> kPaths[] = {
+      {"avx2", avx2_kernels}, {"avx512", avx512_kernels}, {"amx", amx_kernels}};
   Kernels found = generic_kernels();
-  if (std::strcmp(name, "generic") == 0) return found;
-  if (any || std::strcmp(name, "avx2") == 0) {
-    const bool there = avx2_kernels(found);
-    if (!any && !there) throw std::invalid_argument("this processor or this build has no path avx2");
-    if (!any) return found;
-  }
-  if (any || std::strcmp(name, "avx512") == 0) {
-    const bool there = avx512_kernels(found);
-    if (!any && !there) throw std::invalid_argument("this processor or this build has no path avx512");
+  if (name == "generic") return found;
+  for (const auto& [path, replace] : kPaths) {
+    if (name != "auto" && name != path) continue;
+    const bool there = replace(found);
+    if (name == "auto") continue;
+    if (!there) throw std::invalid_argument("this processor or this build has no path " + name);
     return found;
   }
-  throw std::invalid_argument(std::string("there is no path ") + name + ": generic, avx2, avx512 or auto");
+  if (name != "auto") throw std::invalid_argument("there is no path " + name + ": generic, avx2, avx512, amx or auto");
+  return found;
 }
 
 Kernels& current() {
@@ -42,6 +43,8 @@ Kernels generic_kernels() {
   return {"generic",
           generic::prepare,
           generic::linear_generic,
+          3,
+          false,
           generic::row_kernels(),
           generic::attention_kernels(),
           generic::sample_kernels()};
@@ -53,7 +56,7 @@ void choose(const char* name) { current() = best(name); }
 Range prepare_range(const PrepareArgs& a) { return {a.m, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, a.k))}; }
 
 Range linear_range(const LinearArgs& a) {
-  const int64_t rows = row_block(a.m, a.weight.panels()), blocks = row_blocks(a.m, a.weight.panels());
+  const int64_t rows = row_block(a.m, a.weight.panels(), a.row_tile), blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
   // A chunk reads 16 KiB of weights or more, or multiplies for 5 microseconds or more.
   const int64_t bytes = std::max<int64_t>(1, a.weight.panel_bytes());
   const int64_t work = std::max<int64_t>(1, std::min(a.m, rows) * a.weight.k * kPanel);

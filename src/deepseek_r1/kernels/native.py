@@ -75,10 +75,7 @@ def linear(x: Tensor, weight: Any, width: int, bias: Tensor | None, out_dtype: t
     """x (rows, in) float32 or bfloat16, `weight` a `_native.Weight` of `width` rows -> (rows, width) in `out_dtype`."""
     flat, step = rows(x)
     count = flat.shape[0]
-    codes = act = None
-    if weight.prepares:
-        codes = empty((count * weight.row_bytes,), torch.uint8)
-        act = empty((count * weight.groups * 2,), torch.float32)
+    codes, act = room(weight, count)
     out = empty((count, width), out_dtype)
     library.linear(
         weight,
@@ -94,6 +91,14 @@ def linear(x: Tensor, weight: Any, width: int, bias: Tensor | None, out_dtype: t
         width,
     )
     return out
+
+
+def room(weight: Any, count: int) -> tuple[Tensor | None, Tensor | None]:
+    """Room for what a product of `count` rows reads, where it prepares them: codes, and their scales."""
+    if not weight.prepares:
+        return None, None
+    nbytes, floats = weight.room(count)
+    return empty((nbytes,), torch.uint8), empty((floats,), torch.float32) if floats else None
 
 
 def unpack_rows(weight: Any, ids: Tensor, width: int, dtype: torch.dtype) -> Tensor:

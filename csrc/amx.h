@@ -1,0 +1,50 @@
+// Matrix tiles (AMX): the few instructions that are used, with what a compiler has to know about them.
+//
+// A product multiplies A (16 rows of 64 bytes) by B (16 rows of 64 bytes: 16 columns, each 4 bytes of k side by side)
+// into C (16 rows of 16 columns). A row of C depends on the same row of A alone.
+#pragma once
+
+#include <cstdint>
+
+#include "vector.h"
+
+namespace r1 {
+namespace R1_PATH {
+
+alignas(64) inline constexpr int32_t kZeroTile[16][16] = {};
+
+// Registers are named by the instruction, so these are macros. All of them are ordered with the memory around them.
+// (Zeros are loaded: behind `tilezero` the products of different registers wait for each other, measured on Granite Rapids.)
+#define R1_TILE_ZERO(t) R1_TILE_LOAD(t, kZeroTile, 64)
+#define R1_TILE_LOAD(t, p, stride) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
+#define R1_TILE_STORE(t, p, stride) \
+  asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
+#define R1_TILE_DOT_INT8(c, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
+#define R1_TILE_DOT_BF16(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
+
+// The tile registers of the calling thread are ready while this lives: all eight 16 x 64 bytes, but those of group 32,
+// whose A has 32 bytes and whose B has 8 rows.
+class TileRegisters {
+ public:
+  enum class Shape { whole, half };
+  explicit TileRegisters(Shape shape) {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int t = 0; t < 8; ++t) config.bytes[t] = 64, config.rows[t] = 16;
+    if (shape == Shape::half) {
+      for (int t = 0; t < 4; ++t) config.rows[t] = 8;  // B
+      config.bytes[4] = config.bytes[6] = 32;          // A
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  ~TileRegisters() { asm volatile("tilerelease"); }  // or every switch of threads would save them
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+};
+
+}  // namespace R1_PATH
+}  // namespace r1

@@ -20,30 +20,30 @@ alignas(64) inline constexpr int32_t kZeroTile[16][16] = {};
   asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
 #define R1_TILE_STORE(t, p, stride) \
   asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
-#define R1_TILE_DOT_INT8(c, a, b) asm volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 #define R1_TILE_DOT_BF16(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 
-// The tile registers of the calling thread are ready while this lives: all eight 16 x 64 bytes, but those of group 32,
-// whose A has 32 bytes and whose B has 8 rows.
+// The eight tile registers of the calling thread, 16 rows of 64 bytes each, are ready while this lives.
 class TileRegisters {
  public:
-  enum class Shape { whole, half };
-  explicit TileRegisters(Shape shape) {
+  TileRegisters() { rows(16); }
+  // Registers 0 to 4 get so many rows, for sums and rows of few; what they held is lost. Fewer rows take less time.
+  void rows(int64_t count) {
+    if (count == rows_) return;
+    rows_ = count;
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
-    for (int t = 0; t < 8; ++t) config.bytes[t] = 64, config.rows[t] = 16;
-    if (shape == Shape::half) {
-      for (int t = 0; t < 4; ++t) config.rows[t] = 8;  // B
-      config.bytes[4] = config.bytes[6] = 32;          // A
-    }
+    for (int t = 0; t < 5; ++t) config.rows[t] = static_cast<uint8_t>(count);
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
   ~TileRegisters() { asm volatile("tilerelease"); }  // or every switch of threads would save them
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
+
+ private:
+  int64_t rows_ = 0;
 };
 
 }  // namespace R1_PATH

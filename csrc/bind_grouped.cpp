@@ -20,7 +20,7 @@ using Address = uintptr_t;
 Stack make_stack(const Weight& first, int64_t count, Address data, int64_t bytes) {
   check_sizes("a stack of weights", count, first.n, first.k);
   check(count > 0, "a stack has at least one weight");
-  const Stack stack{{reinterpret_cast<const uint8_t*>(data), first.n, first.k, first.format}, count};
+  const Stack stack{{reinterpret_cast<const uint8_t*>(data), first.n, first.k, first.format, first.exponent}, count};
   check(data == 0 || bytes == count * stack.stride(), "the packed data has another size than its stack asks for");
   check(data % kAlign == 0, "packed data must be aligned to 64 bytes");
   return stack;
@@ -50,14 +50,14 @@ void head_linear_of(const Stack& w, Address x, bool x_bf16, int64_t tokens, int6
   const Kernels& path = kernels();
   const void* from = read(f, x, x_bf16, codes, act);
   Act* acts = reinterpret_cast<Act*>(act);
-  const ActLanes lanes = path.lanes ? act_lanes(acts, tokens * w.count, f.groups(k)) : ActLanes{};
+  const bool bf16 = reads_bf16(f, path);
   if (f.kind != Kind::fp32) {
-    const HeadPrepareArgs prepare{at<const void>("head_linear: x", x), x_bf16, tokens, w.count, k, x_token, x_head, f,
-                                  reinterpret_cast<void*>(codes), acts, lanes, path.prepare};
+    const HeadPrepareArgs prepare{at<const void>("head_linear: x", x), x_bf16, tokens, w.count, k, x_token, x_head, f, bf16,
+                                  reinterpret_cast<void*>(codes), acts, path.prepare};
     submit(prepare, head_prepare_range, head_prepare);
   }
   check(from != nullptr, "head_linear: the address is null");
-  const HeadLinearArgs args{w, from, tokens, x_token, x_head, acts, lanes, path.row_tile,
+  const HeadLinearArgs args{w, from, tokens, x_token, x_head, acts, bf16, path.row_tile,
                             at<void>("head_linear: out", out), out_bf16, out_token, out_head, path.linear};
   submit(args, head_linear_range, head_linear);
 }
@@ -81,14 +81,14 @@ void expert_linear_of(const Stack& w, Address ends, Address x, bool x_bf16, int6
   const Kernels& path = kernels();
   const void* from = read(f, x, x_bf16, codes, act);
   Act* acts = reinterpret_cast<Act*>(act);
-  const ActLanes lanes = path.lanes ? act_lanes(acts, rows, f.groups(k)) : ActLanes{};
+  const bool bf16 = reads_bf16(f, path);
   if (f.kind != Kind::fp32) {
-    const PrepareArgs prepare{at<const void>("expert_linear: x", x), x_bf16, rows, k, ldx, f,
-                              reinterpret_cast<void*>(codes), acts, lanes};
+    const PrepareArgs prepare{at<const void>("expert_linear: x", x), x_bf16, rows, k, ldx, f, bf16, false,
+                              reinterpret_cast<void*>(codes), acts};
     submit(prepare, prepare_range, path.prepare);
   }
   check(from != nullptr, "expert_linear: the address is null");
-  const ExpertLinearArgs args{w, to, from, rows, ldx, acts, lanes, path.row_tile,
+  const ExpertLinearArgs args{w, to, from, rows, ldx, acts, bf16, path.row_tile,
                               at<void>("expert_linear: out", out), out_bf16, ldo, path.linear};
   submit(args, expert_linear_range, expert_linear);
 }

@@ -17,7 +17,7 @@ namespace r1 {
 namespace {
 
 Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const std::string& kind, int group, bool minima,
-                   bool wide) {
+                   bool wide, int exponent) {
   check(n > 0 && k > 0 && n < kMost / k, "a weight has 1 to 2^40 elements");
   Format f{};
   if (kind == "fp32") f.kind = Kind::fp32;
@@ -34,7 +34,8 @@ Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const st
   f.wide = wide;
   check(data == 0 || bytes == f.bytes(n, k), "the packed data has another size than its shape and format ask for");
   check(data % kAlign == 0, "packed data must be aligned to 64 bytes");
-  return {reinterpret_cast<const uint8_t*>(data), n, k, f};
+  check(exponent > -100 && exponent < 100, "the exponent of a weight is absurd");
+  return {reinterpret_cast<const uint8_t*>(data), n, k, f, exponent};
 }
 
 void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, uintptr_t codes, uintptr_t act,
@@ -45,20 +46,18 @@ void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, u
   nb::gil_scoped_release free;
   const Kernels& path = kernels();
   const bool direct = w.format.kind == Kind::fp32;
-  Act* acts = reinterpret_cast<Act*>(act);
-  const ActLanes lanes = path.lanes ? act_lanes(acts, m, w.format.groups(w.k)) : ActLanes{};
   check(!direct || !x_bf16, "an fp32 product takes fp32 rows");
   if (!direct) {
-    const PrepareArgs prepare{reinterpret_cast<const void*>(x),    x_bf16, m, w.k, ldx, w.format,
-                              reinterpret_cast<void*>(codes), acts, lanes};
+    const PrepareArgs prepare{reinterpret_cast<const void*>(x),    x_bf16, m, w.k, ldx, w.format, reads_bf16(w.format, path), path.tiled,
+                              reinterpret_cast<void*>(codes), reinterpret_cast<Act*>(act)};
     submit(prepare, prepare_range, path.prepare);
   }
   const LinearArgs args{w,
                         reinterpret_cast<const void*>(direct ? x : codes),
                         m,
                         ldx,
-                        acts,
-                        lanes,
+                        reinterpret_cast<const Act*>(act),
+                        path.tiled,
                         path.row_tile,
                         reinterpret_cast<const float*>(bias),
                         reinterpret_cast<void*>(out),
@@ -90,14 +89,16 @@ void bind_linear(nb::module_& m) {
   nb::class_<Weight>(m, "Weight")
       .def("__init__",
            [](Weight* self, uintptr_t data, int64_t bytes, int64_t n, int64_t k, const std::string& kind, int group,
-              bool minima, bool wide) { new (self) Weight(make_weight(data, bytes, n, k, kind, group, minima, wide)); })
+              bool minima, bool wide,
+              int exponent) { new (self) Weight(make_weight(data, bytes, n, k, kind, group, minima, wide, exponent)); })
       .def_prop_ro("nbytes", [](const Weight& w) { return w.format.bytes(w.n, w.k); })
       .def_prop_ro("prepares", [](const Weight& w) { return w.format.kind != Kind::fp32; })
       // What a product of so many rows needs room for: bytes of codes, and floats of their scales and sums.
       .def("room", [](const Weight& w, int64_t rows) {
         check(rows >= 0 && rows < kMost / w.k, "the number of rows is negative or absurd");
-        const int64_t bytes = w.format.padded_k(w.k) * (w.format.kind == Kind::bf16 ? 2 : 1);
-        return std::pair{room_rows(rows) * bytes, act_floats(rows, w.format.groups(w.k))};
+        const bool bf16 = reads_bf16(w.format, kernels());
+        return std::pair{room_rows(rows) * w.format.padded_k(w.k) * (bf16 ? 2 : 1),
+                         w.format.group == 0 ? 0 : 2 * rows * (bf16 ? 1 : w.format.groups(w.k))};
       });
   m.def("linear", &linear);
   m.def("pack_rows", &pack_rows);

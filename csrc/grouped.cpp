@@ -13,7 +13,7 @@ const uint8_t* moved(const void* x, int64_t bytes) { return static_cast<const ui
 uint8_t* moved(void* x, int64_t bytes) { return static_cast<uint8_t*>(x) + bytes; }
 
 // Bytes of a row of what the product reads, where it was prepared.
-int64_t row_bytes(const Format& f, int64_t k) { return f.padded_k(k) * (f.kind == Kind::bf16 ? 2 : 1); }
+int64_t row_bytes(const Format& f, int64_t k, bool bf16) { return f.padded_k(k) * (bf16 ? 2 : 1); }
 
 }  // namespace
 
@@ -22,20 +22,20 @@ Range head_prepare_range(const HeadPrepareArgs& a) {
 }
 
 void head_prepare(const HeadPrepareArgs& a, int64_t begin, int64_t end) {
-  const int64_t groups = a.format.groups(a.k);
+  const int64_t groups = a.to_bf16 ? 1 : a.format.groups(a.k);
   while (begin < end) {
     const int64_t head = begin / a.tokens, first = begin % a.tokens, row = head * a.tokens;
     const int64_t last = std::min(a.tokens, first + end - begin);
     const PrepareArgs part{moved(a.x, head * a.x_head * (a.x_bf16 ? 2 : 4)), a.x_bf16, a.tokens, a.k, a.x_token,
-                           a.format, moved(a.codes, row * row_bytes(a.format, a.k)),
-                           a.act == nullptr ? nullptr : a.act + row * groups, a.lanes.from(row)};
+                           a.format, a.to_bf16, false, moved(a.codes, row * row_bytes(a.format, a.k, a.to_bf16)),
+                           a.act == nullptr ? nullptr : a.act + row * groups};
     a.prepare(part, first, last);
     begin += last - first;
   }
 }
 
 Range head_linear_range(const HeadLinearArgs& a) {
-  const Range one = linear_range({a.weight.first, nullptr, a.tokens, 0, nullptr, {}, a.row_tile, nullptr, nullptr, false, 0});
+  const Range one = linear_range({a.weight.first, nullptr, a.tokens, 0, nullptr, false, a.row_tile, nullptr, nullptr, false, 0});
   return {one.items * a.weight.count, one.grain};
 }
 
@@ -43,13 +43,13 @@ void head_linear(const HeadLinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.first.format;
   const int64_t items = a.weight.first.panels() * row_blocks(a.tokens, a.weight.first.panels(), a.row_tile);
   const bool direct = f.kind == Kind::fp32;
-  const int64_t groups = f.groups(a.weight.first.k);
-  const int64_t x_head = direct ? a.x_head * 4 : a.tokens * row_bytes(f, a.weight.first.k);
+  const int64_t groups = a.bf16 ? 1 : f.groups(a.weight.first.k);
+  const int64_t x_head = direct ? a.x_head * 4 : a.tokens * row_bytes(f, a.weight.first.k, a.bf16);
   while (begin < end) {
     const int64_t head = begin / items, first = begin % items, last = std::min(items, first + end - begin);
     const LinearArgs part{a.weight.at(head), moved(a.x, head * x_head), a.tokens, a.x_token,
                           a.act == nullptr ? nullptr : a.act + head * a.tokens * groups,
-                          a.lanes.from(head * a.tokens), a.row_tile, nullptr,
+                          false, a.row_tile, nullptr,
                           moved(a.out, head * a.out_head * (a.out_bf16 ? 2 : 4)), a.out_bf16, a.out_token};
     a.linear(part, first, last);
     begin += last - first;
@@ -64,15 +64,15 @@ Range expert_linear_range(const ExpertLinearArgs& a) {
   }
   if (used == 0) return {0, 1};
   const int64_t rows = (a.rows + used - 1) / used;
-  const Range one = linear_range({a.weight.first, nullptr, rows, 0, nullptr, {}, a.row_tile, nullptr, nullptr, false, 0});
+  const Range one = linear_range({a.weight.first, nullptr, rows, 0, nullptr, false, a.row_tile, nullptr, nullptr, false, 0});
   return {a.weight.first.panels() * blocks, one.grain};
 }
 
 void expert_linear(const ExpertLinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.first.format;
   const int64_t panels = a.weight.first.panels();
-  const int64_t groups = f.groups(a.weight.first.k);
-  const int64_t x_row = f.kind == Kind::fp32 ? a.ldx * 4 : row_bytes(f, a.weight.first.k);
+  const int64_t groups = a.bf16 ? 1 : f.groups(a.weight.first.k);
+  const int64_t x_row = f.kind == Kind::fp32 ? a.ldx * 4 : row_bytes(f, a.weight.first.k, a.bf16);
   int64_t item = 0, start = 0;  // of expert e
   for (int64_t e = 0; e < a.weight.count && begin < end; ++e) {
     const int64_t rows = a.ends[e] - start;
@@ -81,7 +81,7 @@ void expert_linear(const ExpertLinearArgs& a, int64_t begin, int64_t end) {
       const int64_t last = std::min(items, end - item);
       const LinearArgs part{a.weight.at(e), moved(a.x, start * x_row), rows, a.ldx,
                             a.act == nullptr ? nullptr : a.act + start * groups,
-                            a.lanes.from(start), a.row_tile, nullptr,
+                            false, a.row_tile, nullptr,
                             moved(a.out, start * a.ldo * (a.out_bf16 ? 2 : 4)), a.out_bf16, a.ldo};
       a.linear(part, begin - item, last);
       begin = item + last;

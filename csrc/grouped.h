@@ -14,7 +14,7 @@ struct Stack {
   int64_t count;
 
   int64_t stride() const { return first.format.bytes(first.n, first.k); }
-  Weight at(int64_t i) const { return {first.data + i * stride(), first.n, first.k, first.format}; }
+  Weight at(int64_t i) const { return {first.data + i * stride(), first.n, first.k, first.format, first.exponent}; }
 };
 
 // x (tokens, heads, k) -> what the product reads, head by head: codes (heads, tokens, padded k), act (heads, tokens,
@@ -24,9 +24,9 @@ struct HeadPrepareArgs {
   bool x_bf16;
   int64_t tokens, heads, k, x_token, x_head;
   Format format;
+  bool to_bf16;
   void* codes;
   Act* act;
-  ActLanes lanes;
   void (*prepare)(const PrepareArgs&, int64_t, int64_t);
 };
 Range head_prepare_range(const HeadPrepareArgs&);
@@ -38,7 +38,7 @@ struct HeadLinearArgs {
   const void* x;         // what head_prepare left, or fp32 with these distances
   int64_t tokens, x_token, x_head;
   const Act* act;
-  ActLanes lanes;
+  bool bf16;             // what is read is bf16: see reads_bf16
   int64_t row_tile;
   void* out;
   bool out_bf16;
@@ -56,7 +56,7 @@ struct ExpertLinearArgs {
   const void* x;         // as LinearArgs has it
   int64_t rows, ldx;
   const Act* act;
-  ActLanes lanes;
+  bool bf16;             // what is read is bf16: see reads_bf16
   int64_t row_tile;
   void* out;
   bool out_bf16;

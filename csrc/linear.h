@@ -46,6 +46,7 @@ struct Weight {
   int64_t n;
   int64_t k;
   Format format;
+  int32_t exponent = 0;  // 2^exponent times the largest weight is near 2^15; 0 where there are no codes
 
   int64_t panels() const { return (n + kPanel - 1) / kPanel; }
   int64_t panel_bytes() const { return format.panel_bytes(k); }
@@ -58,24 +59,8 @@ struct Act {
   int32_t sum;
 };
 
-// The same for kernels that take many rows at once: element group * distance + row is a group's scale, and its scale
-// times its sum. Null where no kernel of the path asks for it.
-struct ActLanes {
-  float* scales;
-  float* sums;
-  int64_t distance;
-
-  ActLanes from(int64_t row) const { return scales == nullptr ? *this : ActLanes{scales + row, sums + row, distance}; }
-};
-
-// Rows are read in tiles of 16: this much room stands behind `rows` rows of codes and of acts. The lanes follow the acts.
+// Matrix tiles read rows by 16: so much room is behind the rows of codes.
 constexpr int64_t room_rows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
-constexpr int64_t act_floats(int64_t rows, int64_t groups) { return 2 * groups * (rows + room_rows(rows)); }
-inline ActLanes act_lanes(Act* act, int64_t rows, int64_t groups) {
-  if (act == nullptr) return {};
-  float* lanes = reinterpret_cast<float*>(act + rows * groups);
-  return {lanes, lanes + groups * room_rows(rows), room_rows(rows)};
-}
 
 // Rows (m, k) of fp32 or bf16 -> what the product reads: int8 codes in groups with their `act`, or padded bf16.
 struct PrepareArgs {
@@ -83,9 +68,10 @@ struct PrepareArgs {
   bool x_bf16;
   int64_t m, k, ldx;     // ldx: elements between rows
   Format format;
+  bool to_bf16;          // see reads_bf16
+  bool tiled;            // in tiles of 16 rows, see linear_amx.h; else row by row
   void* codes;           // (m, padded k): int8, or bf16
-  Act* act;              // (m, groups); null for bf16
-  ActLanes lanes;
+  Act* act;              // (m, groups); unused for bf16
 };
 Range prepare_range(const PrepareArgs&);
 
@@ -95,7 +81,7 @@ struct LinearArgs {
   const void* x;         // int8 codes (m, padded k), bf16 (m, padded k), or fp32 rows `ldx` elements apart
   int64_t m, ldx;
   const Act* act;
-  ActLanes lanes;
+  bool tiled;            // as x was prepared
   int64_t row_tile;      // rows that the path's kernel takes at once
   const float* bias;     // null for none
   void* out;
@@ -105,11 +91,13 @@ struct LinearArgs {
 Range linear_range(const LinearArgs&);
 
 constexpr int64_t kRowBlock = 96;  // rows at most that share a pass over a panel: their codes stay in the caches
+constexpr int64_t kTiledBlock = 256;  // the same for matrix tiles, for which a panel is expanded
 
 // Rows per item of a product of m rows: narrow ones are cut along their rows as well, to be shared out evenly.
 constexpr int64_t row_block(int64_t m, int64_t panels, int64_t tile) {
   const int64_t least = tile > 6 ? tile : 6;
-  const int64_t fewest = (m + kRowBlock - 1) / kRowBlock, most = (m + least - 1) / least, wanted = 24 / panels + 1;
+  const int64_t block = tile == kTileRows ? kTiledBlock : kRowBlock;
+  const int64_t fewest = (m + block - 1) / block, most = (m + least - 1) / least, wanted = 24 / panels + 1;
   const int64_t blocks = fewest > wanted ? fewest : wanted < most ? wanted : most;
   const int64_t rows = blocks > 0 ? (m + blocks - 1) / blocks : 1;
   return (rows + tile - 1) / tile * tile;  // whole tiles

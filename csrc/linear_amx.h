@@ -1,197 +1,305 @@
-// The packed product with matrix tiles, for what has enough rows: the integers are exact, and the float steps are those
-// of the AVX-512 tiles one by one, so both give the same bits. bf16 goes through tiles at any number of rows.
+// The packed product with matrix tiles. Weights in codes are expanded to bf16 as they are read and multiplied by rows in
+// bf16: the tiles have so much to give that this costs less than scaling integer products group by group, and no
+// activation is rounded to 8 bits.
+//
+// A weight is scale * (code - offset) or scale * code + minimum, times 2^exponent (of the whole weight, see Weight), once
+// rounded to fp16 and then to bf16's 8 bits, ties away from zero. Its bits are those of bf16 but for the exponent's bias:
+// they stand for 2^-112 times the value. Rows are scaled by powers of two to make up for that (prepare_tiled), which
+// rounds nothing. Sums run over 32 k a step, ascending; the order within a step is the instruction's.
 #pragma once
 
+#include <cmath>
+#include <type_traits>
+
 #include "amx.h"
+#include "lanes.h"
 #include "linear_avx512.h"
 
 namespace r1 {
 namespace R1_PATH {
 
-constexpr int64_t kChunk = 128;   // k that are worked on together: one group of 128, or up to four of 32
-constexpr int64_t kFewRows = 5;   // below, AVX-512 is faster
+constexpr int64_t kChunk = 1536;    // k that are expanded together: they stay in the second cache
+constexpr int64_t kFarAhead = 16384;  // bytes between packed bf16 that is read and what is prefetched
+constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kStepBytes = 4 * kTileBytes;  // of 32 k and a panel's 64 columns
+constexpr int kRowExponent = 100;   // a prepared row's largest value is 2^100 to 2^101
 
-// A chunk of a panel as the tiles take it: signed codes, by 16 columns, and its groups' scales and minima as floats.
-struct Chunk {
-  alignas(64) int8_t codes[4][kChunk / 4][64];
-  alignas(64) float scales[4][kPanel];
-  alignas(64) float minima[4][kPanel];
-  alignas(64) int32_t dots[2][4][kTileRows][16];  // two tiles' products, by group
+// Order of 8 neighbouring k in prepared rows and expanded weights: how nibbles and bytes come out in pairs.
+constexpr int kOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
+
+// Row r, from 32 k number s on, of prepared rows: 1 KiB tiles of 16 rows side by side, or row by row.
+R1_INLINE int64_t row_place(int64_t r, int64_t row_bytes, bool tiled) {
+  return tiled ? r / kTileRows * kTileRows * row_bytes + r % kTileRows * 64 : r * row_bytes;
+}
+
+// A row's values -> bf16 in `kOrder`, scaled so that the largest is near 2^100, and what undoes that.
+template <class T>
+R1_INLINE float scaled_row(const T* x, int64_t count, int64_t padded, uint8_t* to, int64_t step) {
+  u32x16 largest = {};
+  each_16(count, [&](int64_t i, int64_t n) R1_ALWAYS {
+    const u32x16 bits = reinterpret_cast<u32x16>(load_some(x + i, n)) & 0x7FFFFFFFu;
+    largest = bits > largest ? bits : largest;
+  });
+  const uint32_t top = max(largest);
+  const bool zero = top < 0x0DA24260u, finite = top < 0x7F800000u;  // below 1e-30
+  const int exponent = static_cast<int>(top >> 23) - 127;
+  const auto power = [](int n) { return splat(from_bf16(static_cast<uint16_t>((n + 127) << 7))); };
+  const int whole = kRowExponent - exponent;
+  const f32x16 first = power(zero || !finite ? 0 : whole / 2), second = power(zero || !finite ? 0 : whole - whole / 2);
+  const __m256i order = _mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  for (int64_t i = 0; i < padded; i += 16) {
+    uint16_t bits[16] = {};
+    if (i < count && !zero && finite) store(bits, load_some(x + i, std::min<int64_t>(16, count - i)) * first * second);
+    const __m256i ordered = _mm256_permutexvar_epi16(order, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i / kTileK * step + i % kTileK * 2), ordered);
+  }
+  if (!finite) return std::numeric_limits<float>::quiet_NaN();
+  return zero ? 0.0f : from_bf16(static_cast<uint16_t>((exponent + 127) << 7));
+}
+
+template <class T>
+R1_INLINE void prepare_rows_amx(const PrepareArgs& a, int64_t begin, int64_t end) {
+  const int64_t k = a.format.padded_k(a.k), step = a.tiled ? kTileBytes : 64;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(a.x) + row * a.ldx;
+    uint8_t* to = static_cast<uint8_t*>(a.codes) + row_place(row, 2 * k, a.tiled);
+    if (a.format.group > 0) {
+      a.act[row] = {scaled_row(x, a.k, k, to, step), 0};
+      continue;
+    }
+    for (int64_t i = 0; i < k; i += 16) {
+      auto* out = reinterpret_cast<uint16_t*>(to + i / kTileK * step + i % kTileK * 2);
+      if (i < a.k) store(out, load_some(x + i, std::min<int64_t>(16, a.k - i)));
+      else std::memset(out, 0, 32);
+    }
+  }
+}
+
+inline void prepare_amx(const PrepareArgs& a, int64_t begin, int64_t end) {
+  if (a.x_bf16) prepare_rows_amx<uint16_t>(a, begin, end);
+  else prepare_rows_amx<float>(a, begin, end);
+}
+
+// 16 columns' scales or minima times 2^exponent, as fp16, each twice.
+template <bool WIDE>
+R1_INLINE __m512h twice(const uint8_t* p, int c, __m512 power) {
+  const __m256i halves = _mm512_cvtps_ph(_mm512_mul_ps(load_scales<WIDE>(p, c), power), _MM_FROUND_TO_NEAREST_INT);
+  const __m512i wide = _mm512_cvtepu16_epi32(halves);
+  return _mm512_castsi512_ph(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 16)));
+}
+
+// fp16 -> the 8 bits of bf16, the exponent's bias left as it is. The multiplication is (x + 4) >> 3.
+R1_INLINE __m512i to_biased_bf16(__m512h x) {
+  const __m512i rounded = _mm512_mulhrs_epi16(_mm512_castph_si512(x), _mm512_set1_epi16(4096));
+  return _mm512_and_si512(rounded, _mm512_set1_epi16(static_cast<short>(0x8FFF)));
+}
+
+// 32 k of a panel, number `step` of its group -> tiles of pairs: (4 times 16 columns, 16 pairs of k, 16 columns, 2).
+template <bool NIBBLES, int GROUP, int OFFSET, bool MINIMA, bool WIDE>
+R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m512 power) {
+  constexpr int kUnits = kTileK / (NIBBLES ? 8 : 4), kCodes = GROUP / kTileK * kUnits * kUnit;
+  constexpr int kScales = kPanel * (WIDE ? 4 : 2);
+  const __m512i values = _mm512_castph_si512(_mm512_sub_ph(
+      _mm512_cvtepi16_ph(_mm512_set_epi16(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9,
+                                          8, 7, 6, 5, 4, 3, 2, 1, 0)),
+      _mm512_cvtepi16_ph(_mm512_set1_epi16(OFFSET))));
+  for (int c = 0; c < 4; ++c) {
+    const __m512h scale = twice<WIDE>(group + kCodes, c, power);
+    [[maybe_unused]] __m512h minimum;
+    if constexpr (MINIMA) minimum = twice<WIDE>(group + kCodes + kScales, c, power);
+    const uint8_t* from = group + step * kUnits * kUnit + 64 * c;
+    uint8_t* out = to + kTileBytes * c;
+    const auto put = [&](int row, __m512h code) R1_ALWAYS {
+      __m512h value;
+      if constexpr (MINIMA) value = _mm512_fmadd_ph(code, scale, minimum);
+      else value = _mm512_mul_ph(code, scale);
+      _mm512_store_si512(out + 64 * row, to_biased_bf16(value));
+    };
+#pragma GCC unroll 8
+    for (int row = 0; row < 16; row += NIBBLES ? 4 : 2, from += kUnit) {
+      _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);
+      const __m512i raw = _mm512_load_si512(from);
+      if constexpr (NIBBLES) {  // byte b of a column: k = b in its low half, 4 + b in its high half
+        const auto code = [&](__m512i v) R1_ALWAYS { return _mm512_castsi512_ph(_mm512_permutexvar_epi16(v, values)); };
+        put(row, code(raw));
+        put(row + 1, code(_mm512_srli_epi16(raw, 8)));
+        put(row + 2, code(_mm512_srli_epi16(raw, 4)));
+        put(row + 3, code(_mm512_srli_epi16(raw, 12)));
+      } else {  // 1024 + a byte is 0x6400 + the byte in fp16
+        const __m512i base = _mm512_set1_epi16(0x6400);
+        const __m512h zero = _mm512_castsi512_ph(_mm512_set1_epi16(0x6480));
+        const auto code = [&](__m512i v) R1_ALWAYS {
+          return _mm512_sub_ph(_mm512_castsi512_ph(_mm512_or_si512(v, base)), zero);
+        };
+        put(row, code(_mm512_and_si512(raw, _mm512_set1_epi16(255))));
+        put(row + 1, code(_mm512_srli_epi16(raw, 8)));
+      }
+    }
+  }
+}
+
+// Expands steps [first, last) of a panel, times `power`.
+using Expand = void (*)(const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power);
+
+template <bool NIBBLES, int GROUP, int OFFSET, bool MINIMA>
+Expand expansion(bool wide) {
+  const auto of = [](auto width) -> Expand {
+    return [](const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power) {
+      constexpr int64_t kSteps = GROUP / kTileK;
+      constexpr Format f{NIBBLES ? Kind::int4 : Kind::int8, GROUP, MINIMA, decltype(width)::value};
+      for (int64_t s = first; s < last; ++s, to += kStepBytes)
+        expand_step<NIBBLES, GROUP, OFFSET, MINIMA, decltype(width)::value>(panel + s / kSteps * f.group_bytes(), s % kSteps,
+                                                                            to, _mm512_set1_ps(power));
+    };
+  };
+  return wide ? of(std::true_type{}) : of(std::false_type{});
+}
+template <int GROUP>
+Expand group_expansion(const Format& f) {
+  if (f.kind == Kind::int8) return expansion<false, GROUP, 128, false>(f.wide);
+  return f.minima ? expansion<true, GROUP, 0, true>(f.wide) : expansion<true, GROUP, 8, false>(f.wide);
+}
+
+// Where tiles are: of rows, `below` bytes to the next 16 rows and `step` bytes to the next 32 k; of weights likewise.
+struct Operands {
+  const uint8_t* x;
+  int64_t x_stride, x_step, x_below;
+  const uint8_t* w;
+  int64_t w_stride, w_step, w_beside;
 };
 
-template <bool NIBBLES, int GROUP, bool MINIMA, bool WIDE>
-R1_INLINE const uint8_t* unpack_group(const uint8_t* w, int group, Chunk& chunk) {
-  const __m512i low = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8), top = _mm512_set1_epi8(-128);
-  int64_t row = group * GROUP / 4;
-#pragma GCC unroll 4
-  for (int k = 0; k < GROUP; k += NIBBLES ? 8 : 4, w += kUnit, row += NIBBLES ? 2 : 1) {
-    fetch<true>(w);
-    for (int c = 0; c < 4; ++c) {
-      const __m512i raw = _mm512_load_si512(w + 64 * c);
-      if constexpr (NIBBLES) {
-        __m512i first = _mm512_and_si512(raw, low), second = _mm512_and_si512(_mm512_srli_epi16(raw, 4), low);
-        if constexpr (!MINIMA) first = _mm512_sub_epi8(first, eight), second = _mm512_sub_epi8(second, eight);
-        _mm512_store_si512(chunk.codes[c][row], first);
-        _mm512_store_si512(chunk.codes[c][row + 1], second);
-      } else {
-        _mm512_store_si512(chunk.codes[c][row], _mm512_xor_si512(raw, top));
-      }
-    }
-  }
-  constexpr int kScales = kPanel * (WIDE ? 4 : 2);
-  for (int c = 0; c < 4; ++c) {
-    _mm512_store_ps(chunk.scales[group] + 16 * c, load_scales<WIDE>(w, c));
-    if constexpr (MINIMA) _mm512_store_ps(chunk.minima[group] + 16 * c, load_scales<WIDE>(w + kScales, c));
-  }
-  return w + kScales * (MINIMA ? 2 : 1);
-}
+// Sums are kept by tiles too: (row tiles, 4, 16 rows, 16 columns).
+constexpr int64_t kTileFloats = kTileRows * 16;
 
-// Adds `groups` groups' products to the sums of 16 rows and 16 columns, group by group.
-template <bool MINIMA>
-R1_INLINE void add_products(const int32_t (*dots)[kTileRows][16], const Chunk& chunk, int groups, int column,
-                            const ActLanes& lanes, float* sums) {
-  __m512 sum[kTileRows];
-  for (int r = 0; r < kTileRows; ++r) sum[r] = _mm512_load_ps(sums + r * kPanel);
-  for (int g = 0; g < groups; ++g) {
-    const __m512 scale = _mm512_load_ps(chunk.scales[g] + column);
-    const float* act = lanes.scales + g * lanes.distance;
-    for (int r = 0; r < kTileRows; ++r) {
-      const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(act[r]));
-      sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots[g][r])), both, sum[r]);
-    }
-    if constexpr (MINIMA) {
-      const __m512 minimum = _mm512_load_ps(chunk.minima[g] + column);
-      const float* total = lanes.sums + g * lanes.distance;
-      for (int r = 0; r < kTileRows; ++r) sum[r] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(total[r]), sum[r]);
-    }
-  }
-  for (int r = 0; r < kTileRows; ++r) _mm512_store_ps(sums + r * kPanel, sum[r]);
-}
-
-// The products of one tile of rows with a chunk's 16 columns, in registers 0 to 3; 4 and 5 (or 6 and 7) are used.
-#define R1_WHOLE_GROUP(a0, a1, c)            \
-  R1_TILE_ZERO(c);                           \
-  R1_TILE_LOAD(a0, x, k);                    \
-  R1_TILE_LOAD(a1, x + 64, k);               \
-  R1_TILE_DOT_INT8(c, a0, 0);                \
-  R1_TILE_DOT_INT8(c, a1, 1);                \
-  R1_TILE_STORE(c, chunk.dots[half][0], 64)
-#define R1_SMALL_GROUP(a, b, c, g)           \
-  if (g < groups) {                          \
-    R1_TILE_ZERO(c);                         \
-    R1_TILE_LOAD(a, x + 32 * g, k);          \
-    R1_TILE_DOT_INT8(c, a, b);               \
-    R1_TILE_STORE(c, chunk.dots[half][g], 64); \
-  }
-
-// Sums (rows, 64) of rows [row, row + rows), whole tiles of them, with a panel.
-template <bool NIBBLES, int GROUP, bool MINIMA, bool WIDE>
-void quantised_block(const LinearArgs& a, const uint8_t* w, int64_t row, int64_t tiles, float* sums) {
-  Chunk chunk;
-  const int64_t k = a.weight.format.padded_k(a.weight.k);
-  const ActLanes lanes = a.lanes.from(row);
-  std::memset(sums, 0, static_cast<size_t>(tiles * kTileRows * kPanel) * 4);
-  const TileRegisters registers(GROUP == 128 ? TileRegisters::Shape::whole : TileRegisters::Shape::half);
-  for (int64_t first = 0; first < k; first += kChunk) {
-    const int groups = static_cast<int>(std::min(kChunk, k - first)) / GROUP;
-    for (int g = 0; g < groups; ++g) w = unpack_group<NIBBLES, GROUP, MINIMA, WIDE>(w, g, chunk);
-    const int64_t number = first / GROUP * lanes.distance;
-    for (int c = 0; c < 4; ++c) {
-      if constexpr (GROUP == 128) {
-        R1_TILE_LOAD(0, chunk.codes[c][0], 64);
-        R1_TILE_LOAD(1, chunk.codes[c][16], 64);
-      } else {
-        R1_TILE_LOAD(0, chunk.codes[c][0], 64);
-        R1_TILE_LOAD(1, chunk.codes[c][8], 64);
-        R1_TILE_LOAD(2, chunk.codes[c][16], 64);
-        R1_TILE_LOAD(3, chunk.codes[c][24], 64);
-      }
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int8_t* x = static_cast<const int8_t*>(a.x) + (row + t * kTileRows) * k + first;
-        const int half = t % 2;
-        if constexpr (GROUP == 128) {
-          if (half == 0) { R1_WHOLE_GROUP(2, 3, 4); }
-          else { R1_WHOLE_GROUP(5, 6, 7); }
-        } else {
-          R1_SMALL_GROUP(4, 0, 5, 0)
-          R1_SMALL_GROUP(6, 1, 7, 1)
-          R1_SMALL_GROUP(4, 2, 5, 2)
-          R1_SMALL_GROUP(6, 3, 7, 3)
-        }
-        const ActLanes here{lanes.scales + number + t * kTileRows, lanes.sums + number + t * kTileRows, lanes.distance};
-        add_products<MINIMA>(chunk.dots[half], chunk, groups, 16 * c, here, sums + t * kTileRows * kPanel + 16 * c);
-      }
-    }
-  }
-}
-#undef R1_WHOLE_GROUP
-#undef R1_SMALL_GROUP
-
-// bf16: 32 k a step, ascending; the order within a step is the instruction's.
-inline void bf16_block(const LinearArgs& a, const uint8_t* w, int64_t row, int64_t tiles, float* sums) {
-  const int64_t k = a.weight.format.padded_k(a.weight.k), bytes = 2 * k, steps = k / kTileK;
-  const TileRegisters registers(TileRegisters::Shape::whole);
-  for (int64_t t = 0; t < tiles; t += 2) {
-    const uint8_t* x = static_cast<const uint8_t*>(a.x) + (row + t * kTileRows) * bytes;
-    const uint8_t* more = x + kTileRows * bytes;
-    float* to = sums + t * kTileRows * kPanel;
-    if (t + 1 == tiles) {  // one tile of rows by four of columns
-      R1_TILE_ZERO(0); R1_TILE_ZERO(1); R1_TILE_ZERO(2); R1_TILE_ZERO(3);
-      for (int64_t s = 0; s < steps; ++s) {
-        const uint8_t* at = w + s * kTileK / 2 * kUnit;
-        for (int i = 0; i < 16; ++i) fetch<true>(at + i * kUnit);
-        R1_TILE_LOAD(4, x + 64 * s, bytes);
-        R1_TILE_LOAD(5, at, kUnit); R1_TILE_DOT_BF16(0, 4, 5);
-        R1_TILE_LOAD(6, at + 64, kUnit); R1_TILE_DOT_BF16(1, 4, 6);
-        R1_TILE_LOAD(7, at + 128, kUnit); R1_TILE_DOT_BF16(2, 4, 7);
-        R1_TILE_LOAD(5, at + 192, kUnit); R1_TILE_DOT_BF16(3, 4, 5);
-      }
-      R1_TILE_STORE(0, to, 4 * kPanel); R1_TILE_STORE(1, to + 16, 4 * kPanel);
-      R1_TILE_STORE(2, to + 32, 4 * kPanel); R1_TILE_STORE(3, to + 48, 4 * kPanel);
-      break;
-    }
-    for (int c = 0; c < 2; ++c, to += 32) {  // two by two
-      R1_TILE_ZERO(0); R1_TILE_ZERO(1); R1_TILE_ZERO(2); R1_TILE_ZERO(3);
-      for (int64_t s = 0; s < steps; ++s) {
-        const uint8_t* at = w + s * kTileK / 2 * kUnit + 128 * c;
-        if (t == 0 && c == 0)
-          for (int i = 0; i < 16; ++i) fetch<true>(at + i * kUnit);
-        R1_TILE_LOAD(4, x + 64 * s, bytes);
-        R1_TILE_LOAD(6, at, kUnit); R1_TILE_DOT_BF16(0, 4, 6);
-        R1_TILE_LOAD(7, at + 64, kUnit); R1_TILE_DOT_BF16(1, 4, 7);
-        R1_TILE_LOAD(5, more + 64 * s, bytes); R1_TILE_DOT_BF16(2, 5, 6);
-        R1_TILE_DOT_BF16(3, 5, 7);
-      }
-      R1_TILE_STORE(0, to, 4 * kPanel); R1_TILE_STORE(1, to + 16, 4 * kPanel);
-      R1_TILE_STORE(2, to + kTileRows * kPanel, 4 * kPanel); R1_TILE_STORE(3, to + kTileRows * kPanel + 16, 4 * kPanel);
-    }
+// One tile of rows by four of columns, into registers 0 to 3.
+R1_INLINE void multiply_one(const Operands& o, int64_t steps) {
+  const uint8_t *x = o.x, *w = o.w;
+  for (int64_t s = 0; s < steps; ++s, x += o.x_step, w += o.w_step) {
+    R1_TILE_LOAD(4, x, o.x_stride);
+    R1_TILE_LOAD(5, w, o.w_stride); R1_TILE_DOT_BF16(0, 4, 5);
+    R1_TILE_LOAD(6, w + o.w_beside, o.w_stride); R1_TILE_DOT_BF16(1, 4, 6);
+    R1_TILE_LOAD(7, w + 2 * o.w_beside, o.w_stride); R1_TILE_DOT_BF16(2, 4, 7);
+    R1_TILE_LOAD(5, w + 3 * o.w_beside, o.w_stride); R1_TILE_DOT_BF16(3, 4, 5);
   }
 }
 
-using Block = void (*)(const LinearArgs&, const uint8_t*, int64_t, int64_t, float*);
+// Two tiles of rows by two of columns: each operand that is read serves two products.
+R1_INLINE void multiply_two(const Operands& o, int64_t steps) {
+  const uint8_t *x = o.x, *w = o.w;
+  for (int64_t s = 0; s < steps; ++s, x += o.x_step, w += o.w_step) {
+    R1_TILE_LOAD(4, x, o.x_stride);
+    R1_TILE_LOAD(6, w, o.w_stride); R1_TILE_DOT_BF16(0, 4, 6);
+    R1_TILE_LOAD(7, w + o.w_beside, o.w_stride); R1_TILE_DOT_BF16(1, 4, 7);
+    R1_TILE_LOAD(5, x + o.x_below, o.x_stride); R1_TILE_DOT_BF16(2, 5, 6);
+    R1_TILE_DOT_BF16(3, 5, 7);
+  }
+}
 
-template <int GROUP>
-Block group_block(const Format& f) {
-  if (f.kind == Kind::int8) return f.wide ? quantised_block<false, GROUP, false, true> : quantised_block<false, GROUP, false, false>;
-  if (f.minima) return f.wide ? quantised_block<true, GROUP, true, true> : quantised_block<true, GROUP, true, false>;
-  return f.wide ? quantised_block<true, GROUP, false, true> : quantised_block<true, GROUP, false, false>;
+#define R1_SUMS(OP, first, second, third, fourth) \
+  OP(0, first, 64); OP(1, second, 64); OP(2, third, 64); OP(3, fourth, 64)
+
+// A panel with up to 16 rows: the sums stay in their registers. What is multiplied was expanded some turns before, so that
+// it has arrived in the cache, and so that expanding and multiplying overlap.
+R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expand expand, float power,
+                           uint8_t* expanded, float* sums) {
+  constexpr int64_t kTurns = 4;
+  R1_SUMS(R1_TILE_LOAD, kZeroTile, kZeroTile, kZeroTile, kZeroTile);
+  if (expand != nullptr) expand(panel, 0, std::min(kTurns - 1, steps), expanded, power);
+  for (int64_t s = 0; s < steps; ++s, o.x += o.x_step) {
+    if (expand != nullptr) {
+      const int64_t next = s + kTurns - 1;
+      if (next < steps) expand(panel, next, next + 1, expanded + next % kTurns * kStepBytes, power);
+      o.w = expanded + s % kTurns * kStepBytes;
+    } else {
+      o.w = panel + s * kStepBytes;
+      for (int64_t i = 0; i < kStepBytes; i += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(o.w + kFarAhead + i), _MM_HINT_T0);
+    }
+    multiply_one(o, 1);
+  }
+  R1_SUMS(R1_TILE_STORE, sums, sums + kTileFloats, sums + 2 * kTileFloats, sums + 3 * kTileFloats);
+}
+
+R1_INLINE void wide_item(const Operands& o, const uint8_t* panel, int64_t k, Expand expand, float power,
+                         uint8_t* expanded, int64_t tiles, float* sums) {
+  std::memset(sums, 0, static_cast<size_t>(tiles * 4 * kTileFloats) * 4);
+  Operands part_of = o;
+  for (int64_t at = 0; at < k; at += kChunk) {
+    const int64_t part = std::min(kChunk, k - at), steps = part / kTileK;
+    if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power);
+    for (int64_t t = 0; t < tiles; t += 2) {
+      Operands now = part_of;
+      now.x += t * o.x_below;
+      float* to = sums + t * 4 * kTileFloats;
+      if (t + 1 == tiles) {
+        R1_SUMS(R1_TILE_LOAD, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
+        multiply_one(now, steps);
+        R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
+        break;
+      }
+      for (int c = 0; c < 2; ++c, to += 2 * kTileFloats, now.w += 2 * o.w_beside) {
+        float* below = to + 4 * kTileFloats;
+        R1_SUMS(R1_TILE_LOAD, to, to + kTileFloats, below, below + kTileFloats);
+        multiply_two(now, steps);
+        R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, below, below + kTileFloats);
+      }
+    }
+    part_of.x += steps * o.x_step;
+    if (expand == nullptr) part_of.w += steps * o.w_step;
+  }
+}
+#undef R1_SUMS
+
+// An item's sums, scaled back where `scaled`, with the bias, to where they belong.
+template <class T>
+R1_INLINE void write_sums(const LinearArgs& a, int64_t panel, int64_t first, int64_t count, bool scaled, float undo,
+                          const float* sums) {
+  const int64_t columns = std::min(kPanel, a.weight.n - panel * kPanel);
+  T* out = static_cast<T*>(a.out) + first * a.ldo + panel * kPanel;
+  f32x16 bias[4] = {};
+  if (a.bias != nullptr)
+    for (int c = 0; c < 4 && 16 * c < columns; ++c)
+      bias[c] = load_some(a.bias + panel * kPanel + 16 * c, std::min<int64_t>(16, columns - 16 * c));
+  for (int64_t r = 0; r < count; ++r, out += a.ldo) {
+    const float* of = sums + r / kTileRows * 4 * kTileFloats + r % kTileRows * 16;
+    const float factor = scaled ? a.act[first + r].scale : 1.0f;
+    for (int c = 0; c < 4 && 16 * c < columns; ++c) {
+      f32x16 v = load(of + c * kTileFloats);
+      if (scaled) v = v * undo * factor;
+      store_some(out + 16 * c, a.bias != nullptr ? v + bias[c] : v, std::min<int64_t>(16, columns - 16 * c));
+    }
+  }
 }
 
 inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
   if (f.kind == Kind::fp32) return linear_avx512(a, begin, end);
-  const Block block = f.kind == Kind::bf16 ? bf16_block : f.group == 32 ? group_block<32>(f) : group_block<128>(f);
+  const Expand expand = f.group == 0 ? nullptr : f.group == 32 ? group_expansion<32>(f) : group_expansion<128>(f);
   const int64_t rows = row_block(a.m, a.weight.panels(), a.row_tile);
   const int64_t blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
-  alignas(64) float sums[kRowBlock * kPanel];
+  const int64_t k = f.padded_k(a.weight.k), row_bytes = 2 * k;
+  const float power = std::ldexp(1.0f, a.weight.exponent), undo = std::ldexp(1.0f, 112 - kRowExponent - a.weight.exponent);
+  auto* expanded = reinterpret_cast<uint8_t*>(thread_scratch(kChunk / kTileK * kStepBytes / 4));
+  alignas(64) float sums[kTiledBlock * kPanel];
+  Operands o{};
+  o.x_stride = a.tiled ? 64 : row_bytes;
+  o.x_step = a.tiled ? kTileBytes : 64;
+  o.x_below = kTileRows * row_bytes;
+  o.w_stride = expand != nullptr ? 64 : kUnit;
+  o.w_step = kStepBytes;
+  o.w_beside = expand != nullptr ? kTileBytes : 64;
+  TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks, first = item % blocks * rows, count = std::min(rows, a.m - first);
-    if (f.kind != Kind::bf16 && count < kFewRows) {
-      linear_avx512(a, item, item + 1);
-      continue;
-    }
-    block(a, a.weight.panel(panel), first, (count + kTileRows - 1) / kTileRows, sums);
-    for (int64_t r = 0; r < count; ++r) finish(a, panel, first + r, sums + r * kPanel);
+    const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+    const uint8_t* from = a.weight.panel(panel);
+    o.x = static_cast<const uint8_t*>(a.x) + row_place(first, row_bytes, a.tiled);
+    o.w = expand != nullptr ? expanded : from;
+    registers.rows(tiles == 1 ? count : kTileRows);
+    if (tiles == 1) narrow_item(o, from, k / kTileK, expand, power, expanded, sums);
+    else wide_item(o, from, k, expand, power, expanded, tiles, sums);
+    if (a.out_bf16) write_sums<uint16_t>(a, panel, first, count, expand != nullptr, undo, sums);
+    else write_sums<float>(a, panel, first, count, expand != nullptr, undo, sums);
   }
 }
 

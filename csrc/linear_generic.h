@@ -160,7 +160,7 @@ R1_INLINE void prepare_rows(const PrepareArgs& a, int64_t begin, int64_t end) {
   const int64_t k = a.format.padded_k(a.k);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.ldx;
-    if (a.format.kind == Kind::bf16) {
+    if (a.to_bf16) {
       uint16_t* out = static_cast<uint16_t*>(a.codes) + row * k;
       int64_t i = 0;
       for (; i + 16 <= a.k; i += 16) store(out + i, load(x + i));
@@ -172,12 +172,7 @@ R1_INLINE void prepare_rows(const PrepareArgs& a, int64_t begin, int64_t end) {
     int8_t* codes = static_cast<int8_t*>(a.codes) + row * k;
     for (int64_t g = 0; g < k / group; ++g) {
       const int64_t count = std::min(group, a.k - g * group);
-      const Act act = quantise(x + g * group, count, group, codes + g * group);
-      a.act[row * (k / group) + g] = act;
-      if (a.lanes.scales != nullptr) {
-        a.lanes.scales[g * a.lanes.distance + row] = act.scale;
-        a.lanes.sums[g * a.lanes.distance + row] = act.scale * static_cast<float>(act.sum);
-      }
+      a.act[row * (k / group) + g] = quantise(x + g * group, count, group, codes + g * group);
     }
   }
 }

@@ -14,11 +14,16 @@ struct Kernels {
   void (*prepare)(const PrepareArgs&, int64_t, int64_t);
   void (*linear)(const LinearArgs&, int64_t, int64_t);
   int64_t row_tile;           // rows that `linear` takes at once
-  bool lanes;                 // whether it reads ActLanes
+  bool tiled;                 // products of all but fp32 weights are of bf16 values, in matrix tiles
   RowKernels rows;            // norms, rope, gates …: rows.h
   AttentionKernels attention; // attention.h
   SampleKernels sample;       // sample.h
 };
+
+// Whether the path's product reads its rows as bf16 (else as int8 codes, or for fp32 weights as they are).
+inline bool reads_bf16(const Format& f, const Kernels& path) {
+  return f.kind == Kind::bf16 || (path.tiled && f.kind != Kind::fp32);
+}
 
 Kernels generic_kernels();
 bool avx2_kernels(Kernels&);     // replaces entries; false where the CPU or the build lacks the instructions

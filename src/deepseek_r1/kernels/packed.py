@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from deepseek_r1.kernels import native, pages
 from deepseek_r1.kernels.onednn import OneDnnWeight
 from deepseek_r1.kernels.quantised import QuantisedWeight
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Version of the KV row layout and of packed weights; part of every cache key."""
 
 GROUPS = (32, 128)
@@ -92,7 +93,7 @@ class PackedWeight:
 def native_weight(spec: Mapping[str, Any], blob: Tensor | None) -> Any:
     """The native description of a weight; without a blob one that only knows its size."""
     where = (0, 0) if blob is None else (native.address(blob, torch.uint8), blob.numel())
-    return native.library.Weight(*where, *(spec[name] for name in ("out", "in", "kind", "group", "minima", "wide")))
+    return native.library.Weight(*where, *(spec[name] for name in ("out", "in", "kind", "group", "minima", "wide", "exponent")))
 
 
 def in_groups(part: QuantisedWeight) -> QuantisedWeight:
@@ -108,7 +109,7 @@ def in_groups(part: QuantisedWeight) -> QuantisedWeight:
 
 def plain_spec(dtype: torch.dtype) -> dict[str, Any]:
     """How floats are packed."""
-    return {"kind": _KINDS[dtype], "group": 0, "minima": False, "wide": False}
+    return {"kind": _KINDS[dtype], "group": 0, "minima": False, "wide": False, "exponent": 0}
 
 
 def coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
@@ -116,4 +117,8 @@ def coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
     bits, group, minima = parts[0].format
     numbers = [t for part in parts for t in (part.scales, part.minima) if t is not None]
     narrow = all(torch.equal(t.half().float(), t) for t in numbers)
-    return {"kind": f"int{bits}", "group": group, "minima": minima, "wide": not narrow}
+    largest = max(float(part.scales.abs().max()) * (15 if minima else 1 << (bits - 1)) for part in parts)
+    if minima:
+        largest += max(float(part.minima.abs().max()) for part in parts if part.minima is not None)
+    exponent = 14 - math.frexp(largest)[1] if largest > 0 else 0
+    return {"kind": f"int{bits}", "group": group, "minima": minima, "wide": not narrow, "exponent": exponent}

@@ -4,6 +4,8 @@
 // into C (16 rows of 16 columns). A row of C depends on the same row of A alone.
 #pragma once
 
+#include <immintrin.h>
+
 #include <cstdint>
 
 #include "vector.h"
@@ -11,16 +13,22 @@
 namespace r1 {
 namespace R1_PATH {
 
-alignas(64) inline constexpr int32_t kZeroTile[16][16] = {};
+alignas(64) inline constexpr float kZeros[256] = {};
 
 // Registers are named by the instruction, so these are macros. All of them are ordered with the memory around them.
-// (Zeros are loaded: behind `tilezero` the products of different registers wait for each other, measured on Granite Rapids.)
-#define R1_TILE_ZERO(t) R1_TILE_LOAD(t, kZeroTile, 64)
 #define R1_TILE_LOAD(t, p, stride) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
 #define R1_TILE_STORE(t, p, stride) \
   asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
 #define R1_TILE_DOT_BF16(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
+
+// Two rows of 16 fp32 lanes -> pairs of bf16, ties away from zero.
+R1_INLINE __m512i bf16_pairs(__m512 first, __m512 second) {
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(first), half), 16);
+  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(second), half);
+  return _mm512_mask_blend_epi16(0xAAAAAAAAu, low, high);
+}
 
 // The eight tile registers of the calling thread, 16 rows of 64 bytes each, are ready while this lives.
 class TileRegisters {

@@ -128,8 +128,9 @@ void gather_all(const float* weights, const float* values, int64_t padded, int64
   if (padded - i == 16) gather<R, 1>(weights, values + i, padded, low, high, sums + i, record);
 }
 
-// Merges a tile's record into the sums; with `first`, it is the first.
-inline void merge_record(const float* record, float* sums, int64_t padded, bool first) {
+// Merges a tile's record into the sums; with `first`, it is the first. `power` is the path's e^x.
+template <class F>
+R1_INLINE void merge_record(const float* record, float* sums, int64_t padded, bool first, F power) {
   if (first) {
     std::memcpy(sums, record, static_cast<size_t>(padded + 2) * 4);
     return;
@@ -137,12 +138,13 @@ inline void merge_record(const float* record, float* sums, int64_t padded, bool 
   const float before = sums[padded], now = record[padded];
   const float most = now > before ? now : before;
   float factors[16] = {before - most, now - most};
-  store(factors, exp(load(factors)));
+  store(factors, power(load(factors)));
   for (int64_t i = 0; i < padded; i += 16)
     store(sums + i, fma(load(record + i), splat(factors[1]), load(sums + i) * factors[0]));
   sums[padded] = most;
   sums[padded + 1] = sums[padded + 1] * factors[0] + record[padded + 1] * factors[1];
 }
+constexpr auto kPower = [](f32x16 x) R1_ALWAYS { return exp(x); };
 
 inline void write_out(const AttentionArgs& a, int64_t row, int64_t head, const float* sums) {
   const int64_t dim = a.layout.value_dim;
@@ -222,7 +224,7 @@ void attend_head(const AttentionArgs& a, const AttentionItem& item, int64_t head
                     static_cast<size_t>(padded + 2) * 4);
       } else {
         const int64_t begin = a.window > 0 ? item.position + token - a.window + 1 : 0;
-        merge_record(from, sums + (r + i) * record, padded, tile == (begin > 0 ? begin / kTile : 0));
+        merge_record(from, sums + (r + i) * record, padded, tile == (begin > 0 ? begin / kTile : 0), kPower);
       }
     }
   }
@@ -271,7 +273,8 @@ inline void attend(const AttentionArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-inline void merge(const AttentionArgs& a, int64_t begin, int64_t end) {
+template <class F>
+void merge_with(const AttentionArgs& a, int64_t begin, int64_t end, F power) {
   const AttentionPlan plan(a);
   const int64_t padded = padded_16(a.layout.value_dim), record = record_floats(a.layout.value_dim);
   float* sums = thread_scratch(record);
@@ -280,11 +283,13 @@ inline void merge(const AttentionArgs& a, int64_t begin, int64_t end) {
     for (int64_t head = 0; head < a.heads; ++head) {
       const float* records = item.partials + head * item.stride * record;
       for (int64_t tile = item.tile; tile < item.tiles_end; ++tile)
-        merge_record(records + (tile - item.first_tile) * record, sums, padded, tile == item.tile);
+        merge_record(records + (tile - item.first_tile) * record, sums, padded, tile == item.tile, power);
       write_out(a, item.row, head, sums);
     }
   }
 }
+
+inline void merge(const AttentionArgs& a, int64_t begin, int64_t end) { merge_with(a, begin, end, kPower); }
 
 inline AttentionKernels attention_kernels() { return {attend, merge}; }
 

@@ -10,6 +10,7 @@
 // n is padded to whole panels, k to whole groups (32 for bf16, none for fp32), with codes of weight 0.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "pool.h"
@@ -90,20 +91,22 @@ struct LinearArgs {
 };
 Range linear_range(const LinearArgs&);
 
-constexpr int64_t kRowBlock = 96;  // rows at most that share a pass over a panel: their codes stay in the caches
+constexpr int64_t kRowBlock = 96;     // rows at most that share a pass over a panel: their codes stay in the caches
 constexpr int64_t kTiledBlock = 256;  // the same for matrix tiles, for which a panel is expanded
+constexpr int64_t kTiledBytes = 1200 << 10;  // of these rows: they stay in the second cache
 
 // Rows per item of a product of m rows: narrow ones are cut along their rows as well, to be shared out evenly.
-constexpr int64_t row_block(int64_t m, int64_t panels, int64_t tile) {
-  const int64_t least = tile > 6 ? tile : 6;
-  const int64_t block = tile == kTileRows ? kTiledBlock : kRowBlock;
-  const int64_t fewest = (m + block - 1) / block, most = (m + least - 1) / least, wanted = 24 / panels + 1;
-  const int64_t blocks = fewest > wanted ? fewest : wanted < most ? wanted : most;
+inline int64_t row_block(int64_t m, const Weight& w, int64_t tile) {
+  const bool tiled = tile == kTileRows;
+  const int64_t fit = tiled ? std::clamp(kTiledBytes / (2 * w.k), int64_t{64}, kTiledBlock) / 32 * 32 : kRowBlock;
+  const int64_t least = std::max<int64_t>(tile, 6), wanted = (tiled ? 12 : 24) / w.panels() + 1;
+  const int64_t fewest = (m + fit - 1) / fit, most = (m + least - 1) / least;
+  const int64_t blocks = std::max(fewest, std::min(wanted, most));
   const int64_t rows = blocks > 0 ? (m + blocks - 1) / blocks : 1;
   return (rows + tile - 1) / tile * tile;  // whole tiles
 }
-constexpr int64_t row_blocks(int64_t m, int64_t panels, int64_t tile) {
-  const int64_t rows = row_block(m, panels, tile);
+inline int64_t row_blocks(int64_t m, const Weight& w, int64_t tile) {
+  const int64_t rows = row_block(m, w, tile);
   return (m + rows - 1) / rows;
 }
 

@@ -203,7 +203,7 @@ R1_INLINE void multiply_two(const Operands& o, int64_t steps) {
 R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expand expand, float power,
                            uint8_t* expanded, float* sums) {
   constexpr int64_t kTurns = 4;
-  R1_SUMS(R1_TILE_LOAD, kZeroTile, kZeroTile, kZeroTile, kZeroTile);
+  R1_SUMS(R1_TILE_LOAD, kZeros, kZeros, kZeros, kZeros);
   if (expand != nullptr) expand(panel, 0, std::min(kTurns - 1, steps), expanded, power);
   for (int64_t s = 0; s < steps; ++s, o.x += o.x_step) {
     if (expand != nullptr) {
@@ -220,29 +220,35 @@ R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expa
   R1_SUMS(R1_TILE_STORE, sums, sums + kTileFloats, sums + 2 * kTileFloats, sums + 3 * kTileFloats);
 }
 
+// More rows: a part of k is expanded for all of them. `done(t)` is called when the sums of row tiles t and t + 1 are
+// complete, `soon(t)` some time before.
+template <class Done, class Soon>
 R1_INLINE void wide_item(const Operands& o, const uint8_t* panel, int64_t k, Expand expand, float power,
-                         uint8_t* expanded, int64_t tiles, float* sums) {
-  std::memset(sums, 0, static_cast<size_t>(tiles * 4 * kTileFloats) * 4);
+                         uint8_t* expanded, int64_t tiles, float* sums, Soon soon, Done done) {
   Operands part_of = o;
   for (int64_t at = 0; at < k; at += kChunk) {
     const int64_t part = std::min(kChunk, k - at), steps = part / kTileK;
+    const bool first = at == 0, last = at + part == k;
     if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power);
     for (int64_t t = 0; t < tiles; t += 2) {
       Operands now = part_of;
       now.x += t * o.x_below;
       float* to = sums + t * 4 * kTileFloats;
+      const auto sum = [&](float* of) R1_ALWAYS { return first ? kZeros : of; };
+      if (last) soon(t);
       if (t + 1 == tiles) {
-        R1_SUMS(R1_TILE_LOAD, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
+        R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(to + 2 * kTileFloats), sum(to + 3 * kTileFloats));
         multiply_one(now, steps);
         R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
-        break;
+      } else {
+        for (int c = 0; c < 2; ++c, to += 2 * kTileFloats, now.w += 2 * o.w_beside) {
+          float* below = to + 4 * kTileFloats;
+          R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(below), sum(below + kTileFloats));
+          multiply_two(now, steps);
+          R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, below, below + kTileFloats);
+        }
       }
-      for (int c = 0; c < 2; ++c, to += 2 * kTileFloats, now.w += 2 * o.w_beside) {
-        float* below = to + 4 * kTileFloats;
-        R1_SUMS(R1_TILE_LOAD, to, to + kTileFloats, below, below + kTileFloats);
-        multiply_two(now, steps);
-        R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, below, below + kTileFloats);
-      }
+      if (last) done(t);
     }
     part_of.x += steps * o.x_step;
     if (expand == nullptr) part_of.w += steps * o.w_step;
@@ -250,7 +256,7 @@ R1_INLINE void wide_item(const Operands& o, const uint8_t* panel, int64_t k, Exp
 }
 #undef R1_SUMS
 
-// An item's sums, scaled back where `scaled`, with the bias, to where they belong.
+// Sums of rows first, first + 1, …, scaled back where `scaled`, with the bias, to where they belong.
 template <class T>
 R1_INLINE void write_sums(const LinearArgs& a, int64_t panel, int64_t first, int64_t count, bool scaled, float undo,
                           const float* sums) {
@@ -275,8 +281,8 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
   if (f.kind == Kind::fp32) return linear_avx512(a, begin, end);
   const Expand expand = f.group == 0 ? nullptr : f.group == 32 ? group_expansion<32>(f) : group_expansion<128>(f);
-  const int64_t rows = row_block(a.m, a.weight.panels(), a.row_tile);
-  const int64_t blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
+  const int64_t rows = row_block(a.m, a.weight, a.row_tile);
+  const int64_t blocks = row_blocks(a.m, a.weight, a.row_tile);
   const int64_t k = f.padded_k(a.weight.k), row_bytes = 2 * k;
   const float power = std::ldexp(1.0f, a.weight.exponent), undo = std::ldexp(1.0f, 112 - kRowExponent - a.weight.exponent);
   auto* expanded = reinterpret_cast<uint8_t*>(thread_scratch(kChunk / kTileK * kStepBytes / 4));
@@ -288,6 +294,7 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   o.w_stride = expand != nullptr ? 64 : kUnit;
   o.w_step = kStepBytes;
   o.w_beside = expand != nullptr ? kTileBytes : 64;
+  const int64_t ahead = blocks == 1 ? pool().threads() : 1;  // panels until this thread's next, most likely
   TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks, first = item % blocks * rows, count = std::min(rows, a.m - first);
@@ -296,10 +303,30 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
     o.x = static_cast<const uint8_t*>(a.x) + row_place(first, row_bytes, a.tiled);
     o.w = expand != nullptr ? expanded : from;
     registers.rows(tiles == 1 ? count : kTileRows);
-    if (tiles == 1) narrow_item(o, from, k / kTileK, expand, power, expanded, sums);
-    else wide_item(o, from, k, expand, power, expanded, tiles, sums);
-    if (a.out_bf16) write_sums<uint16_t>(a, panel, first, count, expand != nullptr, undo, sums);
-    else write_sums<float>(a, panel, first, count, expand != nullptr, undo, sums);
+    const auto write = [&](int64_t row, int64_t many, const float* of) R1_ALWAYS {
+      if (a.out_bf16) write_sums<uint16_t>(a, panel, row, many, expand != nullptr, undo, of);
+      else write_sums<float>(a, panel, row, many, expand != nullptr, undo, of);
+    };
+    if (tiles == 1) {
+      narrow_item(o, from, k / kTileK, expand, power, expanded, sums);
+      write(first, count, sums);
+      continue;
+    }
+    // What comes next is asked for while tiles are multiplied: the lines that results go to, and the next panel.
+    const int64_t element = a.out_bf16 ? 2 : 4, share = (a.weight.panel_bytes() / 64 + tiles - 1) / tiles * 2;
+    const uint8_t* next = panel + ahead < a.weight.panels() ? a.weight.panel(panel + ahead) : nullptr;
+    const auto soon = [&](int64_t t) R1_ALWAYS {
+      const auto* out = static_cast<const uint8_t*>(a.out) + panel * kPanel * element;
+      for (int64_t r = t * kTileRows; r < std::min(count, (t + 2) * kTileRows); ++r)
+        for (int64_t i = 0; i < kPanel * element; i += 64)
+          __builtin_prefetch(out + (first + r) * a.ldo * element + i, 1);
+      if (next == nullptr || item % blocks != 0) return;
+      for (int64_t i = t / 2 * share; i < (t / 2 + 1) * share; ++i) _mm_prefetch(reinterpret_cast<const char*>(next + 64 * i), _MM_HINT_T1);
+    };
+    const auto done = [&](int64_t t) R1_ALWAYS {
+      write(first + t * kTileRows, std::min(count - t * kTileRows, 2 * kTileRows), sums + t * 4 * kTileFloats);
+    };
+    wide_item(o, from, k, expand, power, expanded, tiles, sums, soon, done);
   }
 }
 

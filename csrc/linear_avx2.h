@@ -124,7 +124,7 @@ void some_rows(const LinearArgs& a, const uint8_t* panel, int64_t row, float* su
 }
 
 inline void linear_avx2(const LinearArgs& a, int64_t begin, int64_t end) {
-  const int64_t block = row_block(a.m, a.weight.panels(), a.row_tile), blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
+  const int64_t block = row_block(a.m, a.weight, a.row_tile), blocks = row_blocks(a.m, a.weight, a.row_tile);
   alignas(64) float sums[3 * kPanel];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;

@@ -192,7 +192,7 @@ inline void linear_avx512(const LinearArgs& a, int64_t begin, int64_t end) {
   const Tiles tile = choose_tiles(f);
   const int64_t groups = f.group > 0 ? k / f.group : k / f.unit_k();
   const int64_t row_bytes = f.group > 0 ? k : f.kind == Kind::bf16 ? 2 * k : 4 * a.ldx;
-  const int64_t block = row_block(a.m, a.weight.panels(), a.row_tile), blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
+  const int64_t block = row_block(a.m, a.weight, a.row_tile), blocks = row_blocks(a.m, a.weight, a.row_tile);
   alignas(64) float sums[kRowTile * kPanel];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;

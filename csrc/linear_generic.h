@@ -94,7 +94,7 @@ R1_INLINE void finish(const LinearArgs& a, int64_t panel, int64_t row, float* su
 }
 
 inline void linear_generic(const LinearArgs& a, int64_t begin, int64_t end) {
-  const int64_t rows = row_block(a.m, a.weight.panels(), a.row_tile), blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
+  const int64_t rows = row_block(a.m, a.weight, a.row_tile), blocks = row_blocks(a.m, a.weight, a.row_tile);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks;
     const int64_t first = item % blocks * rows;

@@ -7,7 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "attention_impl.h"
+#include "attention_amx.h"
 #include "linear_amx.h"
 #include "rows_impl.h"
 #include "sample_impl.h"
@@ -36,7 +36,7 @@ bool amx_kernels(Kernels& k) {
        kTileRows,
        true,
        amx::row_kernels(),
-       amx::attention_kernels(),
+       {amx::attend_amx, amx::merge_amx},
        amx::sample_kernels()};
   return true;
 }

@@ -56,7 +56,7 @@ void choose(const char* name) { current() = best(name); }
 Range prepare_range(const PrepareArgs& a) { return {a.m, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, a.k))}; }
 
 Range linear_range(const LinearArgs& a) {
-  const int64_t rows = row_block(a.m, a.weight.panels(), a.row_tile), blocks = row_blocks(a.m, a.weight.panels(), a.row_tile);
+  const int64_t rows = row_block(a.m, a.weight, a.row_tile), blocks = row_blocks(a.m, a.weight, a.row_tile);
   // A chunk reads 16 KiB of weights or more, or multiplies for 5 microseconds or more.
   const int64_t bytes = std::max<int64_t>(1, a.weight.panel_bytes());
   const int64_t work = std::max<int64_t>(1, std::min(a.m, rows) * a.weight.k * kPanel);

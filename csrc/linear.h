@@ -30,6 +30,7 @@ struct Format {
   int32_t group;    // k per scale: 32 or 128; 0 without scales (fp32, bf16)
   bool minima;      // 4 bit only: w = scale * code + minimum; else w = scale * (code - offset), offset 8 or 128
   bool wide;        // scales and minima are fp32; else fp16
+  bool by_row = false;  // 8 bit in groups of 128: the scale is the same for all of a row
 
   int64_t unit_k() const { return kind == Kind::int4 ? 8 : kind == Kind::int8 ? 4 : kind == Kind::bf16 ? 2 : 1; }
   int64_t step_k() const { return group > 0 ? group : kind == Kind::bf16 ? kTileK : unit_k(); }
@@ -60,8 +61,8 @@ struct Act {
   int32_t sum;
 };
 
-// Matrix tiles read rows by 16: so much room is behind the rows of codes.
-constexpr int64_t room_rows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+// Matrix tiles read 16 rows, from whichever row a tile begins: so many rows of codes there is room for.
+constexpr int64_t room_rows(int64_t rows) { return rows + kTileRows - 1; }
 
 // Rows (m, k) of fp32 or bf16 -> what the product reads: int8 codes in groups with their `act`, or padded bf16.
 struct PrepareArgs {
@@ -98,7 +99,7 @@ constexpr int64_t kTiledBytes = 1200 << 10;  // of these rows: they stay in the 
 // Rows per item of a product of m rows: narrow ones are cut along their rows as well, to be shared out evenly.
 inline int64_t row_block(int64_t m, const Weight& w, int64_t tile) {
   const bool tiled = tile == kTileRows;
-  const int64_t fit = tiled ? std::clamp(kTiledBytes / (2 * w.k), int64_t{64}, kTiledBlock) / 32 * 32 : kRowBlock;
+  const int64_t fit = tiled ? std::clamp(kTiledBytes / (2 * w.k), int64_t{128}, kTiledBlock) / 32 * 32 : kRowBlock;
   const int64_t least = std::max<int64_t>(tile, 6), wanted = (tiled ? 12 : 24) / w.panels() + 1;
   const int64_t fewest = (m + fit - 1) / fit, most = (m + least - 1) / least;
   const int64_t blocks = std::max(fewest, std::min(wanted, most));

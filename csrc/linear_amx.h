@@ -13,6 +13,7 @@
 
 #include "amx.h"
 #include "lanes.h"
+#include "linear_amx_int8.h"
 #include "linear_avx512.h"
 
 namespace r1 {
@@ -64,7 +65,7 @@ R1_INLINE void prepare_rows_amx(const PrepareArgs& a, int64_t begin, int64_t end
     const T* x = static_cast<const T*>(a.x) + row * a.ldx;
     uint8_t* to = static_cast<uint8_t*>(a.codes) + row_place(row, 2 * k, a.tiled);
     if (a.format.group > 0) {
-      a.act[row] = {scaled_row(x, a.k, k, to, step), 0};
+      a.act[2 * row] = {scaled_row(x, a.k, k, to, step), 0};
       continue;
     }
     for (int64_t i = 0; i < k; i += 16) {
@@ -76,6 +77,7 @@ R1_INLINE void prepare_rows_amx(const PrepareArgs& a, int64_t begin, int64_t end
 }
 
 inline void prepare_amx(const PrepareArgs& a, int64_t begin, int64_t end) {
+  if (a.format.by_row) return a.x_bf16 ? split_rows<uint16_t>(a, begin, end) : split_rows<float>(a, begin, end);
   if (a.x_bf16) prepare_rows_amx<uint16_t>(a, begin, end);
   else prepare_rows_amx<float>(a, begin, end);
 }
@@ -268,7 +270,7 @@ R1_INLINE void write_sums(const LinearArgs& a, int64_t panel, int64_t first, int
       bias[c] = load_some(a.bias + panel * kPanel + 16 * c, std::min<int64_t>(16, columns - 16 * c));
   for (int64_t r = 0; r < count; ++r, out += a.ldo) {
     const float* of = sums + r / kTileRows * 4 * kTileFloats + r % kTileRows * 16;
-    const float factor = scaled ? a.act[first + r].scale : 1.0f;
+    const float factor = scaled ? a.act[2 * (first + r)].scale : 1.0f;
     for (int c = 0; c < 4 && 16 * c < columns; ++c) {
       f32x16 v = load(of + c * kTileFloats);
       if (scaled) v = v * undo * factor;
@@ -280,6 +282,7 @@ R1_INLINE void write_sums(const LinearArgs& a, int64_t panel, int64_t first, int
 inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
   if (f.kind == Kind::fp32) return linear_avx512(a, begin, end);
+  if (f.by_row) return a.out_bf16 ? linear_bytes<uint16_t>(a, begin, end) : linear_bytes<float>(a, begin, end);
   const Expand expand = f.group == 0 ? nullptr : f.group == 32 ? group_expansion<32>(f) : group_expansion<128>(f);
   const int64_t rows = row_block(a.m, a.weight, a.row_tile);
   const int64_t blocks = row_blocks(a.m, a.weight, a.row_tile);

@@ -37,7 +37,7 @@ torch() { # the CPU build where the pin or TORCH_INDEX gives one
 install_llama_cpp() { # built here, for this processor: 10 minutes on two cores
     environment llama-cpp
     say "llama-cpp: building llama.cpp from llama-cpp-python's sources" llama-cpp
-    CMAKE_ARGS="$LLAMA_OPTIONS -DLLAVA_BUILD=OFF" pip llama-cpp --no-binary llama-cpp-python llama-cpp-python
+    CMAKE_ARGS="$LLAMA_OPTIONS -DLLAVA_BUILD=OFF" pip llama-cpp --no-cache-dir --no-binary llama-cpp-python llama-cpp-python
 }
 
 install_llama_bench() { # llama.cpp's own benchmark, of the sources that the environment was built from

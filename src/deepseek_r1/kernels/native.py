@@ -8,44 +8,20 @@ stays alive through the call, and through every replay of a recording.
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepseek_r1.core.errors import ConfigError
-from deepseek_r1.kernels import pages, recording
-from deepseek_r1.kernels.built import SWITCH
+from deepseek_r1.kernels import built, pages, recording
 from deepseek_r1.kernels.recording import empty
 from deepseek_r1.kernels.spans import Spans
-
-REBUILD = "install a C++20 compiler (Debian: apt-get install g++), then run make clean && make"
 
 FLOATS = (torch.float32, torch.bfloat16)
 
 
-def _load() -> Any:
-    """The extension module with its path chosen; None where it is not built, or not wanted."""
-    wanted = os.environ.get(SWITCH, "auto")
-    if wanted == "torch":
-        return None
-    try:
-        module = importlib.import_module("deepseek_r1.kernels._native")
-    except ImportError:
-        if wanted != "auto":
-            raise ConfigError(f"{SWITCH}={wanted}: the native kernels are not built", remedy=REBUILD) from None
-        return None
-    try:
-        module.choose(wanted)
-    except ValueError as error:
-        raise ConfigError(f"{SWITCH}={wanted}: {error}", remedy=f"unset {SWITCH}") from None
-    return module
-
-
-library = _load()
+library = built.load()
 """The extension module, or None where torch has to do."""
 
 

@@ -19,6 +19,9 @@ LAYOUT_VERSION = 3
 GROUPS = (32, 128)
 """Groups that the kernels know. A scale for a whole row is repeated for each 128 of its weights."""
 
+_SPEC = ("out", "in", "kind", "group", "minima", "wide", "by_row", "exponent")
+"""What describes packed bytes: csrc/linear.h has what each means."""
+
 _KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -93,7 +96,9 @@ class PackedWeight:
 def native_weight(spec: Mapping[str, Any], blob: Tensor | None) -> Any:
     """The native description of a weight; without a blob one that only knows its size."""
     where = (0, 0) if blob is None else (native.address(blob, torch.uint8), blob.numel())
-    return native.library.Weight(*where, *(spec[name] for name in ("out", "in", "kind", "group", "minima", "wide", "exponent")))
+    return native.library.Weight(
+        *where, *(spec[name] for name in ("out", "in", "kind", "group", "minima", "wide", "by_row", "exponent"))
+    )
 
 
 def in_groups(part: QuantisedWeight) -> QuantisedWeight:
@@ -109,16 +114,21 @@ def in_groups(part: QuantisedWeight) -> QuantisedWeight:
 
 def plain_spec(dtype: torch.dtype) -> dict[str, Any]:
     """How floats are packed."""
-    return {"kind": _KINDS[dtype], "group": 0, "minima": False, "wide": False, "exponent": 0}
+    return {"kind": _KINDS[dtype], "group": 0, "minima": False, "wide": False, "by_row": False, "exponent": 0}
 
 
 def coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
     """How quantised weights of one format, in groups that the kernels know, are packed."""
     bits, group, minima = parts[0].format
     numbers = [t for part in parts for t in (part.scales, part.minima) if t is not None]
-    narrow = all(torch.equal(t.half().float(), t) for t in numbers)
-    largest = max(float(part.scales.abs().max()) * (15 if minima else 1 << (bits - 1)) for part in parts)
+    largest = max(float(part.scales.abs().max()) for part in parts) * (15 if minima else 1 << (bits - 1))
     if minima:
         largest += max(float(part.minima.abs().max()) for part in parts if part.minima is not None)
-    exponent = 14 - math.frexp(largest)[1] if largest > 0 else 0
-    return {"kind": f"int{bits}", "group": group, "minima": minima, "wide": not narrow, "exponent": exponent}
+    return {
+        "kind": f"int{bits}",
+        "group": group,
+        "minima": minima,
+        "wide": not all(torch.equal(t.half().float(), t) for t in numbers),
+        "by_row": bits == 8 and group == 128 and all(bool((part.scales == part.scales[:, :1]).all()) for part in parts),
+        "exponent": 14 - math.frexp(largest)[1] if largest > 0 else 0,
+    }

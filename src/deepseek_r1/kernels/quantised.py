@@ -83,7 +83,7 @@ def quantise(weight: Tensor, bits: int, group: int, *, minima: bool = False) -> 
     """`weight` (out, in) in `bits` (4, or 8 without `minima`) with one scale (and minimum) per `group` of a row.
 
     Of each group several scales are tried, each moved to the least squared error for its codes. Scales and minima are
-    float16 values, but float32 where `group` covers the row. Raises `ValueError` for weights that are not finite or
+    float16 values. Raises `ValueError` for weights that are not finite or
     beyond `LARGEST`.
     """
     if bits not in (4, 8) or (minima and bits == 8) or group < 1:
@@ -93,7 +93,6 @@ def quantise(weight: Tensor, bits: int, group: int, *, minima: bool = False) -> 
     codes = torch.empty(rows, columns, dtype=torch.uint8)
     scales = torch.empty(rows, groups)
     lows = torch.empty(rows, groups) if minima else None
-    half = group < columns
 
     def search(start: int, first: int, last: int) -> None:
         """A few rows from `start` on, groups `first` to `last` of them, all of one width."""
@@ -103,9 +102,9 @@ def quantise(weight: Tensor, bits: int, group: int, *, minima: bool = False) -> 
         if not float(x.abs().max()) <= LARGEST:
             raise ValueError(f"the weight holds values that are not finite, or beyond {LARGEST:.3g}")
         if lows is None:
-            found, scale = _symmetric(x, bits, half)
+            found, scale = _symmetric(x, bits)
         else:
-            found, scale, low = _with_minima(x, half)
+            found, scale, low = _with_minima(x)
             lows[start:stop, first:last] = low.view(stop - start, -1)
         codes[start:stop, left:right] = found.view(stop - start, -1)
         scales[start:stop, first:last] = scale.view(stop - start, -1)
@@ -119,7 +118,7 @@ def quantise(weight: Tensor, bits: int, group: int, *, minima: bool = False) -> 
     return QuantisedWeight(codes, scales, lows, bits, group)
 
 
-def _symmetric(x: Tensor, bits: int, half: bool) -> tuple[Tensor, Tensor]:
+def _symmetric(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Codes and scales (groups, 1) of x (groups, width). Four bits have one level more below zero than above."""
     low, high, steps = (-8, 7, _STEPS_4) if bits == 4 else (-127, 127, _STEPS_8)
     most, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
@@ -132,12 +131,12 @@ def _symmetric(x: Tensor, bits: int, half: bool) -> tuple[Tensor, Tensor]:
         torch.sum(torch.mul(share, q, out=product), 1, keepdim=True, out=dots[index])
         torch.sum(torch.mul(q, q, out=product), 1, keepdim=True, out=squares[index])
     scale, _ = _best(dots, squares)
-    scale = _stored(scale * extreme, half)
+    scale = _stored(scale * extreme)
     _round(torch.mul(x, _inverse(scale), out=q), low, high)
     return q.add_(1 << (bits - 1)).to(torch.uint8), scale
 
 
-def _with_minima(x: Tensor, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _with_minima(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """4-bit codes, scales and minima (groups, 1) of x (groups, width)."""
     mean = x.mean(1, keepdim=True)
     spread = x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
@@ -153,8 +152,8 @@ def _with_minima(x: Tensor, half: bool) -> tuple[Tensor, Tensor, Tensor]:
         torch.sum(torch.mul(share, q, out=product), 1, keepdim=True, out=dots[index])
         torch.sum(torch.mul(q, q, out=product), 1, keepdim=True, out=squares[index])
     scale, place = _best(dots, squares)
-    scale = _stored(scale * spread, half)
-    minimum = _stored(mean - scale * means.gather(0, place)[0], half)
+    scale = _stored(scale * spread)
+    minimum = _stored(mean - scale * means.gather(0, place)[0])
     _round(torch.mul(x - minimum, _inverse(scale), out=q), 0, 15)
     return q.to(torch.uint8), scale, minimum
 
@@ -185,6 +184,6 @@ def _inverse(value: Tensor) -> Tensor:
     return torch.where(inverse.isfinite(), inverse, 0.0)
 
 
-def _stored(value: Tensor, half: bool) -> Tensor:
-    """`value` as it will be stored: rounded to float16 if `half`, the largest of those for what lies beyond."""
-    return value.clamp(-HALF_MAX, HALF_MAX).half().float() if half else value
+def _stored(value: Tensor) -> Tensor:
+    """`value` as it will be stored: rounded to float16, the largest of those for what lies beyond."""
+    return value.clamp(-HALF_MAX, HALF_MAX).half().float()

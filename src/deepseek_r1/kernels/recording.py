@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from deepseek_r1.kernels import pages
+
 _LEAST = 4096
+_HUGE = 1 << 20  # from here on huge pages are asked for: tiles of a matrix lie on too many small ones
 _IDLE = 2  # references to a block's storage while nobody has a piece of it: the block's tensor, and the arena's handle
 
 
@@ -39,7 +42,7 @@ class Arena:
                 return _view(block, 0, shape, dtype)
         size = max(_LEAST, 1 << (needed - 1).bit_length())
         with _disable_current_modes():  # the recording's own memory is nobody's computation
-            block = torch.empty(size, dtype=torch.uint8)
+            block = pages.zeros(size) if size >= _HUGE else torch.empty(size, dtype=torch.uint8)
         self._blocks.append((size, block, block.untyped_storage()))
         self._starts[block.data_ptr()] = block
         return _view(block, 0, shape, dtype)

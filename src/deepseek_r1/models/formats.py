@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.kernels.built import path
 from deepseek_r1.models.checkpoint import fp8
 from deepseek_r1.models.checkpoint.base import Checkpoint, TensorInfo
 from deepseek_r1.models.checkpoint.gguf_quants import GROUP, GROUPED
@@ -22,13 +23,14 @@ from deepseek_r1.models.shapes import parameter_shapes
 GROUP4, MINIMA4 = 32, False
 """The groups of what is quantised to 4 bits here."""
 
-GROUP8 = 128
+GROUP8 = 0 if path() == "amx" else 128
 """The groups of what is quantised to 8 bits here, where the file's own form has none; 0 for one scale per row.
 
-The kernel reads a scale per 128 inputs anyway, and one of their own halves what outliers of a row do to the rest.
+Activations in 8 bits lose so much where a row has outliers that a scale per 128 inputs pays for itself. On the AMX path
+they have 16 bits, and one scale per row leaves nothing but integers to add up (csrc/linear_amx_int8.h).
 """
 
-QUANTISER_VERSION = 2
+QUANTISER_VERSION = 3
 """Counts changes of what quantising gives; part of the packed cache's key."""
 
 PANEL = 64
@@ -58,7 +60,7 @@ class WeightFormat(NamedTuple):
     own: bool = False
 
 
-EIGHT_BITS = WeightFormat(8, GROUP8, wide=GROUP8 == 0)
+EIGHT_BITS = WeightFormat(8, GROUP8)
 
 
 def operator_class(name: str) -> str:
@@ -144,7 +146,7 @@ def packed_bytes(rows: int, columns: int, form: WeightFormat | int) -> int:
     """Bytes of a weight (rows, columns) in the native layout; `form` is a format, or the bytes of a plain element."""
     panels = -(-rows // PANEL)
     if isinstance(form, int):
-        return panels * PANEL * _padded(columns, 4 // form) * form
+        return panels * PANEL * _padded(columns, 32 if form == 2 else 1) * form
     group = form.group or KERNEL_GROUP
     scales = (4 if form.wide else 2) * (2 if form.minima else 1)
     return panels * PANEL * -(-columns // group) * (group * form.bits // 8 + scales)

@@ -180,7 +180,7 @@ def test_ends_that_do_not_fit_raise(ends: list[int]) -> None:
 
 def test_hostile_sizes_raise() -> None:
     library = native.library
-    one = library.Weight(0, 0, 64, 8, "fp32", 0, False, False)
+    one = library.Weight(0, 0, 64, 8, "fp32", 0, False, False, False, 0)
     blob = pages.zeros(3 * one.nbytes)
     stack = library.Stack(one, 3, blob.data_ptr(), blob.numel())
     x, out, ends = torch.zeros(4, 3, 8), torch.zeros(4, 3, 64), ends_of([1, 1, 2])
@@ -207,6 +207,6 @@ def test_hostile_sizes_raise() -> None:
             experts(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no data"):
         library.head_linear(library.Stack(one, 3, 0, 0), 0, False, 4, 24, 8, 0, 0, 0, False, 192, 64)
-    coded = library.Stack(library.Weight(0, 0, 64, 8, "int8", 32, False, False), 1, blob.data_ptr(), 64 * 34)
+    coded = library.Stack(library.Weight(0, 0, 64, 8, "int8", 32, False, False, False, 0), 1, blob.data_ptr(), 64 * 34)
     with pytest.raises(ValueError, match="room"):
         library.head_linear(coded, x.data_ptr(), False, 1, 8, 8, 0, 0, out.data_ptr(), False, 64, 64)

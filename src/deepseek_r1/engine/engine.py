@@ -56,7 +56,7 @@ class Engine:
             sampled_rows=2 * max_concurrent if speculative == "mtp" else SAMPLED_ROWS,
             share_prefixes=not cache.has_slot_state,
         )
-        self.runner = Runner(decoder, cache, speculative)
+        self.runner = Runner(decoder, cache, speculative, max_step_tokens)
         self.block_size = block_size
         self.kv_blocks = num_blocks
         self.kv_bytes = cache.nbytes

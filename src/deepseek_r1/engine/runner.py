@@ -39,7 +39,7 @@ class Computed:
 
 
 class Runner:
-    """The decoder with its KV cache.
+    """The decoder with its KV cache. Steps of `max_step_tokens`, which a long prompt consists of, are recorded.
 
     With `speculative` tokens are guessed ahead, by the first prediction module or from the request's own text. A guess
     is computed together with the token before it and kept if it is what sampling chooses there: since a token's random
@@ -47,13 +47,15 @@ class Runner:
     is no module to guess with, or a layer from which a wrong guess can't be taken back.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, speculative: Speculation = "off") -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KVCache, speculative: Speculation = "off", max_step_tokens: int = 0
+    ) -> None:
         check_speculation(speculative, modules=len(decoder.mtp), slot_state=cache.has_slot_state)
         self.decoder = decoder
         self.cache = cache
         self.speculative = speculative
         self._arena = Arena()
-        self._recorded = RecordedSteps(decoder, cache, self._arena) if ops.NATIVE else None
+        self._recorded = RecordedSteps(decoder, cache, self._arena, max_step_tokens) if ops.NATIVE else None
 
     @torch.inference_mode()
     def run(self, work: Items[Work]) -> Computed:
@@ -63,8 +65,11 @@ class Runner:
         ids = [token for item in work for token in item.token_ids]
         recorded = self._recorded
         decodes = all(item.samples and item.count == len(item.drafts) + 1 for item in work)
-        if recorded is not None and recorded.unable is None and decodes and len(ids) <= MOST_TOKENS:
-            return Computed(work, *recorded.run(ids, spans))
+        if recorded is not None and recorded.unable is None:
+            if decodes and len(ids) <= MOST_TOKENS:
+                return Computed(work, *recorded.run(ids, spans))
+            if len(ids) == recorded.full:
+                return Computed(work, *recorded.run(ids, spans, logits=False))
         paged = Paged(self.cache, spans)
         with using(self._arena):
             return Computed(work, self.decoder(torch.tensor(ids), paged.positions, paged))

@@ -20,7 +20,7 @@ namespace r1 {
 namespace R1_PATH {
 
 constexpr int64_t kChunk = 1536;    // k that are expanded together: they stay in the second cache
-constexpr int64_t kFarAhead = 16384;  // bytes between packed bf16 that is read and what is prefetched
+constexpr int64_t kFarAhead = 16384;  // bytes between what is read of a panel and what is prefetched
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepBytes = 4 * kTileBytes;  // of 32 k and a panel's 64 columns
 constexpr int kRowExponent = 100;   // a prepared row's largest value is 2^100 to 2^101
@@ -119,7 +119,7 @@ R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m5
     };
 #pragma GCC unroll 8
     for (int row = 0; row < 16; row += NIBBLES ? 4 : 2, from += kUnit) {
-      _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(from + kFarAhead), _MM_HINT_T0);
       const __m512i raw = _mm512_load_si512(from);
       if constexpr (NIBBLES) {  // byte b of a column: k = b in its low half, 4 + b in its high half
         const auto code = [&](__m512i v) R1_ALWAYS { return _mm512_castsi512_ph(_mm512_permutexvar_epi16(v, values)); };

@@ -118,7 +118,7 @@ R1_INLINE void multiply_bytes(const Bytes& b, const uint8_t* panel, const Format
     const uint8_t* w = codes_of(panel, f, s) + 128 * c;
     const uint8_t* x = b.x + s * b.step;
     if (ahead)
-      for (int i = 0; i < 64; ++i) _mm_prefetch(reinterpret_cast<const char*>(w + 4 * kAhead + 64 * i), _MM_HINT_T0);
+      for (int i = 0; i < 64; ++i) _mm_prefetch(reinterpret_cast<const char*>(w + kAhead + 64 * i), _MM_HINT_T0);
     R1_TILE_LOAD(4, x, b.stride);
     R1_TILE_LOAD(6, w, kUnit); R1_TILE_DOT_BYTES(0, 4, 6);
     R1_TILE_LOAD(7, w + 64, kUnit); R1_TILE_DOT_BYTES(1, 4, 7);

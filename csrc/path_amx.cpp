@@ -41,9 +41,29 @@ bool amx_kernels(Kernels& k) {
   return true;
 }
 
+void tile_rounds(bool bytes, int64_t rounds) {
+  // Operands with bits in them: with zeros the clock is higher than any real product sees.
+  alignas(64) uint8_t data[4][1024];
+  for (int i = 0; i < 4096; ++i) data[i / 1024][i % 1024] = static_cast<uint8_t>(i % 2 != 0 ? 0x3F | (i & 0x80) : i * 37);
+  amx::TileRegisters registers;
+  R1_TILE_LOAD(0, amx::kZeros, 64); R1_TILE_LOAD(1, amx::kZeros, 64);
+  R1_TILE_LOAD(2, amx::kZeros, 64); R1_TILE_LOAD(3, amx::kZeros, 64);
+  R1_TILE_LOAD(4, data[0], 64); R1_TILE_LOAD(5, data[1], 64); R1_TILE_LOAD(6, data[2], 64); R1_TILE_LOAD(7, data[3], 64);
+  for (int64_t i = 0; i < rounds; ++i) {
+    if (bytes) {
+      R1_TILE_DOT_BYTES(0, 4, 6); R1_TILE_DOT_BYTES(1, 4, 7); R1_TILE_DOT_BYTES(2, 5, 6); R1_TILE_DOT_BYTES(3, 5, 7);
+    } else {
+      R1_TILE_DOT_BF16(0, 4, 6); R1_TILE_DOT_BF16(1, 4, 7); R1_TILE_DOT_BF16(2, 5, 6); R1_TILE_DOT_BF16(3, 5, 7);
+    }
+  }
+}
+int64_t tile_ops(bool bytes) { return 4 * 2 * 16 * 16 * (bytes ? 64 : 32); }
+
 }  // namespace r1
 #else
 namespace r1 {
 bool amx_kernels(Kernels&) { return false; }
+void tile_rounds(bool, int64_t) {}
+int64_t tile_ops(bool) { return 1; }
 }  // namespace r1
 #endif

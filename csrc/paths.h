@@ -29,6 +29,9 @@ Kernels generic_kernels();
 bool avx2_kernels(Kernels&);     // replaces entries; false where the CPU or the build lacks the instructions
 bool avx512_kernels(Kernels&);
 bool amx_kernels(Kernels&);
+// Products of matrix tiles alone, as a probe of their peak: so many rounds of so many operations (bytes, else bf16).
+void tile_rounds(bool bytes, int64_t rounds);
+int64_t tile_ops(bool bytes);
 
 // The best path that this CPU can run, unless `choose` named another.
 const Kernels& kernels();

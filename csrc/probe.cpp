@@ -9,6 +9,7 @@
 #include <immintrin.h>
 #endif
 
+#include "paths.h"
 #include "probe.h"
 #include "step.h"
 
@@ -22,22 +23,27 @@ struct ReadArgs {
   int64_t bytes;
   uint64_t* sink;
 };
-constexpr int64_t kPiece = 1 << 18;
+constexpr int64_t kPiece = 1 << 24;
+typedef uint64_t Line __attribute__((vector_size(64)));
 
 Range read_range(const ReadArgs& a) { return {a.bytes / kPiece, 1}; }
 
+#if defined(__x86_64__)
+__attribute__((target_clones("default", "avx512f")))
+#endif
 void read_pieces(const ReadArgs& a, int64_t begin, int64_t end) {
-  uint64_t total = 0;
+  Line total[4] = {};
   for (int64_t piece = begin; piece < end; ++piece) {
     const uint8_t* p = a.data + piece * kPiece;
-    for (int64_t i = 0; i < kPiece; i += 64)
-      for (int j = 0; j < 8; ++j) {
-        uint64_t word;
-        std::memcpy(&word, p + i + 8 * j, 8);
-        total ^= word;
+    for (int64_t i = 0; i < kPiece; i += 256)
+      for (int j = 0; j < 4; ++j) {
+        Line line;
+        std::memcpy(&line, p + i + 64 * j, 64);
+        total[j] ^= line;
       }
   }
-  __atomic_fetch_xor(a.sink, total, __ATOMIC_RELAXED);
+  const Line all = (total[0] ^ total[1]) ^ (total[2] ^ total[3]);
+  __atomic_fetch_xor(a.sink, all[0] ^ all[1] ^ all[2] ^ all[3] ^ all[4] ^ all[5] ^ all[6] ^ all[7], __ATOMIC_RELAXED);
 }
 
 struct PeakArgs {
@@ -49,8 +55,12 @@ constexpr int kChains = 16;
 
 Range peak_range(const PeakArgs& a) { return {a.rounds, 1}; }
 
+// Whether a format is multiplied in matrix tiles.
+bool in_tiles(int kind) { return kind < 2 && kernels().tiled; }
+
 // Operations (a multiply-add is two) that one round does.
 int64_t peak_ops(int kind) {
+  if (in_tiles(kind)) return tile_ops(kind == 0) * kRounds;
   const int64_t per = kind == 0 ? 128 : kind == 1 ? 64 : 32;
   return kRounds * kChains * per;
 }
@@ -77,7 +87,8 @@ R1_TARGET void peak_of(int64_t begin, int64_t end) {
 }
 
 R1_TARGET void peak_rounds(const PeakArgs& a, int64_t begin, int64_t end) {
-  if (a.kind == 0) peak_of<0>(begin, end);
+  if (in_tiles(a.kind)) tile_rounds(a.kind == 0, (end - begin) * kRounds);
+  else if (a.kind == 0) peak_of<0>(begin, end);
   else if (a.kind == 1) peak_of<1>(begin, end);
   else peak_of<2>(begin, end);
 }
@@ -93,7 +104,7 @@ bool has_peaks() { return false; }
 }  // namespace
 
 double read_bandwidth(const uint8_t* data, int64_t bytes, double seconds) {
-  if (bytes < kPiece) throw std::invalid_argument("at least 256 KiB are needed to measure the bandwidth");
+  if (bytes < kPiece) throw std::invalid_argument("at least 16 MiB are needed to measure the bandwidth");
   uint64_t sink = 0;
   double best = 0;
   const double end = now() + seconds;

@@ -44,7 +44,7 @@ def load() -> Any:
     return module
 
 
-def path() -> str:
+def path_name() -> str:
     """Name of the instruction-set path: "torch" without native kernels."""
     module = load()
     return "torch" if module is None else str(module.path())

@@ -37,7 +37,8 @@ class _Regions:
 
 def _map(nbytes: int) -> np.ndarray:
     """A new anonymous mapping that begins on a huge page's border."""
-    mapping = mmap.mmap(-1, nbytes + HUGE)
+    # Private: memory that could be shared would get huge pages only where the system gives them to shared memory.
+    mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(mapping, dtype=np.uint8)

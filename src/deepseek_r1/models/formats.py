@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from deepseek_r1.config.precision import DeepSeekConfig
-from deepseek_r1.kernels.built import path
+from deepseek_r1.kernels.built import path_name
 from deepseek_r1.models.checkpoint import fp8
 from deepseek_r1.models.checkpoint.base import Checkpoint, TensorInfo
 from deepseek_r1.models.checkpoint.gguf_quants import GROUP, GROUPED
@@ -23,7 +23,7 @@ from deepseek_r1.models.shapes import parameter_shapes
 GROUP4, MINIMA4 = 32, False
 """The groups of what is quantised to 4 bits here."""
 
-GROUP8 = 0 if path() == "amx" else 128
+GROUP8 = 0 if path_name() == "amx" else 128
 """The groups of what is quantised to 8 bits here, where the file's own form has none; 0 for one scale per row.
 
 Activations in 8 bits lose so much where a row has outliers that a scale per 128 inputs pays for itself. On the AMX path

@@ -10,7 +10,7 @@ from typing import Any
 
 from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
 from deepseek_r1.engine import memory
-from deepseek_r1.kernels.built import native_kernels
+from deepseek_r1.kernels.built import native_kernels, path_name
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.config import ModelConfig
 from deepseek_r1.models.formats import checkpoint_types, resolve
@@ -124,9 +124,9 @@ class Phase:
 
 
 def peak_format(precision: DeepSeekConfig) -> str:
-    """The format whose peak bounds this precision: 4-bit weights are multiplied as INT8 too."""
+    """The format whose peak bounds this precision: 4-bit weights are multiplied as INT8, on the AMX path as bf16."""
     dtype = str(precision.dtype_of("linear"))
-    return "int8" if dtype == "int4" else dtype
+    return ("bf16" if path_name() == "amx" else "int8") if dtype == "int4" else dtype
 
 
 def measure(

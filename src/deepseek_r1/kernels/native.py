@@ -269,7 +269,7 @@ SHARED_ROWS = 8
 
 def read_bandwidth(seconds: float, nbytes: int) -> float:
     """Bytes per second that all threads together read from memory at best, within `seconds`."""
-    data = pages.zeros(nbytes)
+    data = pages.huge(nbytes)
     data.fill_(1)  # pages that were never written all read the same memory
     return float(library.read_bandwidth(address(data), nbytes, seconds))
 

@@ -1,4 +1,4 @@
-"""Memory for packed weights: aligned for the kernels, on huge pages where the system has them, zeros at first."""
+"""Memory that kernels read: aligned, zeros at first, on huge pages where they pay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REGION = 64 * HUGE
 
 
 class _Regions:
-    """Hands out pieces of large mappings: a weight of its own mapping would share no huge page with its neighbours."""
+    """Hands out pieces of large mappings. Weights lie there until they are mapped from the packed cache."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,18 +28,18 @@ class _Regions:
         with self._lock:
             region = None if self._region is None else self._region()
             if region is None or self._used + size > len(region):
-                region = _map(max(_REGION, -(-size // HUGE) * HUGE))
+                region = _map(max(_REGION, -(-size // HUGE) * HUGE), huge=False)
                 self._region, self._used = weakref.ref(region), 0
             piece = region[self._used : self._used + nbytes]
             self._used += size
         return torch.from_numpy(piece)  # keeps `piece`, and that the region, alive
 
 
-def _map(nbytes: int) -> np.ndarray:
+def _map(nbytes: int, *, huge: bool) -> np.ndarray:
     """A new anonymous mapping that begins on a huge page's border."""
-    # Private: memory that could be shared would get huge pages only where the system gives them to shared memory.
+    # Private: the system gives huge pages to that, seldom to memory that could be shared.
     mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(mapping, dtype=np.uint8)
     start = -whole.ctypes.data % HUGE
@@ -52,3 +52,8 @@ _regions = _Regions()
 def zeros(nbytes: int) -> Tensor:
     """`nbytes` bytes (uint8) of zeros, aligned to 64 bytes. Pages take memory as they are written."""
     return _regions.take(nbytes)
+
+
+def huge(nbytes: int) -> Tensor:
+    """The same in a mapping of its own, on huge pages where the system has them."""
+    return torch.from_numpy(_map(nbytes, huge=True))

@@ -42,7 +42,7 @@ class Arena:
                 return _view(block, 0, shape, dtype)
         size = max(_LEAST, 1 << (needed - 1).bit_length())
         with _disable_current_modes():  # the recording's own memory is nobody's computation
-            block = pages.zeros(size) if size >= _HUGE else torch.empty(size, dtype=torch.uint8)
+            block = pages.huge(size) if size >= _HUGE else torch.empty(size, dtype=torch.uint8)
         self._blocks.append((size, block, block.untyped_storage()))
         self._starts[block.data_ptr()] = block
         return _view(block, 0, shape, dtype)

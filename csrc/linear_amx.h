@@ -98,7 +98,7 @@ R1_INLINE __m512i to_biased_bf16(__m512h x) {
 
 // 32 k of a panel, number `step` of its group -> tiles of pairs: (4 times 16 columns, 16 pairs of k, 16 columns, 2).
 template <bool NIBBLES, int GROUP, int OFFSET, bool MINIMA, bool WIDE>
-R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m512 power, int64_t ahead) {
+R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m512 power) {
   constexpr int kUnits = kTileK / (NIBBLES ? 8 : 4), kCodes = GROUP / kTileK * kUnits * kUnit;
   constexpr int kScales = kPanel * (WIDE ? 4 : 2);
   const __m512i values = _mm512_castph_si512(_mm512_sub_ph(
@@ -119,7 +119,7 @@ R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m5
     };
 #pragma GCC unroll 8
     for (int row = 0; row < 16; row += NIBBLES ? 4 : 2, from += kUnit) {
-      _mm_prefetch(reinterpret_cast<const char*>(from + ahead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(from + kFarAhead), _MM_HINT_T0);
       const __m512i raw = _mm512_load_si512(from);
       if constexpr (NIBBLES) {  // byte b of a column: k = b in its low half, 4 + b in its high half
         const auto code = [&](__m512i v) R1_ALWAYS { return _mm512_castsi512_ph(_mm512_permutexvar_epi16(v, values)); };
@@ -140,18 +140,18 @@ R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m5
   }
 }
 
-// Expands steps [first, last) of a panel, times `power`, and asks for what stands `ahead` bytes behind.
-using Expand = void (*)(const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power, int64_t ahead);
+// Expands steps [first, last) of a panel, times `power`.
+using Expand = void (*)(const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power);
 
 template <bool NIBBLES, int GROUP, int OFFSET, bool MINIMA>
 Expand expansion(bool wide) {
   const auto of = [](auto width) -> Expand {
-    return [](const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power, int64_t ahead) {
+    return [](const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power) {
       constexpr int64_t kSteps = GROUP / kTileK;
       constexpr Format f{NIBBLES ? Kind::int4 : Kind::int8, GROUP, MINIMA, decltype(width)::value};
       for (int64_t s = first; s < last; ++s, to += kStepBytes)
-        expand_step<NIBBLES, GROUP, OFFSET, MINIMA, decltype(width)::value>(
-            panel + s / kSteps * f.group_bytes(), s % kSteps, to, _mm512_set1_ps(power), ahead);
+        expand_step<NIBBLES, GROUP, OFFSET, MINIMA, decltype(width)::value>(panel + s / kSteps * f.group_bytes(), s % kSteps,
+                                                                            to, _mm512_set1_ps(power));
     };
   };
   return wide ? of(std::true_type{}) : of(std::false_type{});
@@ -202,22 +202,20 @@ R1_INLINE void multiply_two(const Operands& o, int64_t steps) {
 
 // A panel with up to 16 rows: the sums stay in their registers. What is multiplied was expanded some turns before, so that
 // it has arrived in the cache, and so that expanding and multiplying overlap.
-// `size` are the panel's bytes, `skip` those from its end to this thread's next panel.
-R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expand expand, float power, int64_t size,
-                           int64_t skip, uint8_t* expanded, float* sums) {
+R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expand expand, float power,
+                           uint8_t* expanded, float* sums) {
   constexpr int64_t kTurns = 4;
-  const auto ahead = [&](int64_t s) R1_ALWAYS { return kFarAhead + (s * size / steps + kFarAhead >= size ? skip : 0); };
   R1_SUMS(R1_TILE_LOAD, kZeros, kZeros, kZeros, kZeros);
-  if (expand != nullptr) expand(panel, 0, std::min(kTurns - 1, steps), expanded, power, ahead(0));
+  if (expand != nullptr) expand(panel, 0, std::min(kTurns - 1, steps), expanded, power);
   for (int64_t s = 0; s < steps; ++s, o.x += o.x_step) {
     if (expand != nullptr) {
       const int64_t next = s + kTurns - 1;
-      if (next < steps) expand(panel, next, next + 1, expanded + next % kTurns * kStepBytes, power, ahead(next));
+      if (next < steps) expand(panel, next, next + 1, expanded + next % kTurns * kStepBytes, power);
       o.w = expanded + s % kTurns * kStepBytes;
     } else {
       o.w = panel + s * kStepBytes;
-      const uint8_t* far = o.w + ahead(s);
-      for (int64_t i = 0; i < kStepBytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(far + i), _MM_HINT_T0);
+      for (int64_t i = 0; i < kStepBytes; i += 64)
+        _mm_prefetch(reinterpret_cast<const char*>(o.w + kFarAhead + i), _MM_HINT_T0);
     }
     multiply_one(o, 1);
   }
@@ -233,7 +231,7 @@ R1_INLINE void wide_item(const Operands& o, const uint8_t* panel, int64_t k, Exp
   for (int64_t at = 0; at < k; at += kChunk) {
     const int64_t part = std::min(kChunk, k - at), steps = part / kTileK;
     const bool first = at == 0, last = at + part == k;
-    if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power, kAhead);
+    if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power);
     for (int64_t t = 0; t < tiles; t += 2) {
       Operands now = part_of;
       now.x += t * o.x_below;
@@ -299,7 +297,6 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   o.w_stride = expand != nullptr ? 64 : kUnit;
   o.w_step = kStepBytes;
   o.w_beside = expand != nullptr ? kTileBytes : 64;
-  const int64_t size = a.weight.panel_bytes();
   const int64_t ahead = blocks == 1 ? pool().threads() : 1;  // panels until this thread's next, most likely
   TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
@@ -314,12 +311,12 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
       else write_sums<float>(a, panel, row, many, expand != nullptr, undo, of);
     };
     if (tiles == 1) {
-      narrow_item(o, from, k / kTileK, expand, power, size, (ahead - 1) * size, expanded, sums);
+      narrow_item(o, from, k / kTileK, expand, power, expanded, sums);
       write(first, count, sums);
       continue;
     }
     // What comes next is asked for while tiles are multiplied: the lines that results go to, and the next panel.
-    const int64_t element = a.out_bf16 ? 2 : 4, share = (size / 64 + tiles - 1) / tiles * 2;
+    const int64_t element = a.out_bf16 ? 2 : 4, share = (a.weight.panel_bytes() / 64 + tiles - 1) / tiles * 2;
     const uint8_t* next = panel + ahead < a.weight.panels() ? a.weight.panel(panel + ahead) : nullptr;
     const auto soon = [&](int64_t t) R1_ALWAYS {
       const auto* out = static_cast<const uint8_t*>(a.out) + panel * kPanel * element;

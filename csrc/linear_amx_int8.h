@@ -106,9 +106,8 @@ void few_rows(const Bytes& b, const uint8_t* panel, const Format& f, int64_t k, 
 constexpr int64_t kTileDots = 256;
 
 // 16 rows' high and low bytes by two times 16 columns: registers 0 to 3.
-// `far` is asked for meanwhile, a half of each step's codes for each `c`.
 R1_INLINE void multiply_bytes(const Bytes& b, const uint8_t* panel, const Format& f, int64_t first, int64_t last, int c,
-                              const uint8_t* far, int32_t* dots) {
+                              bool ahead, int32_t* dots) {
   if (first == 0) {
     R1_TILE_LOAD(0, kZeros, 64); R1_TILE_LOAD(1, kZeros, 64); R1_TILE_LOAD(2, kZeros, 64); R1_TILE_LOAD(3, kZeros, 64);
   } else {
@@ -118,9 +117,8 @@ R1_INLINE void multiply_bytes(const Bytes& b, const uint8_t* panel, const Format
   for (int64_t s = first; s < last; ++s) {
     const uint8_t* w = codes_of(panel, f, s) + 128 * c;
     const uint8_t* x = b.x + s * b.step;
-    if (far != nullptr)
-      for (int i = 0; i < 32; ++i)
-        _mm_prefetch(reinterpret_cast<const char*>(codes_of(far, f, s - first) + 2048 * c + 64 * i), _MM_HINT_T1);
+    if (ahead)
+      for (int i = 0; i < 64; ++i) _mm_prefetch(reinterpret_cast<const char*>(w + kAhead + 64 * i), _MM_HINT_T0);
     R1_TILE_LOAD(4, x, b.stride);
     R1_TILE_LOAD(6, w, kUnit); R1_TILE_DOT_BYTES(0, 4, 6);
     R1_TILE_LOAD(7, w + 64, kUnit); R1_TILE_DOT_BYTES(1, 4, 7);
@@ -153,7 +151,6 @@ void linear_bytes(const LinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
   const int64_t rows = row_block(a.m, a.weight, a.row_tile), blocks = row_blocks(a.m, a.weight, a.row_tile);
   const int64_t k = f.padded_k(a.weight.k), steps = k / kStepK;
-  const int64_t ahead = blocks == 1 ? pool().threads() : 1;
   alignas(64) int32_t dots[kTiledBlock / kTileRows * 8 * kTileDots];
   TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
@@ -173,21 +170,18 @@ void linear_bytes(const LinearArgs& a, int64_t begin, int64_t end) {
       continue;
     }
     const int64_t tiles = (count + kTileRows - 1) / kTileRows, reach = (tiles == 1 ? kNearK : kFarK) / kStepK;
-    for (int64_t s = 0; s < steps; s += reach) {
-      // What comes next: a part further on, or this thread's next panel, most likely.
-      const uint8_t* far = s + reach < steps ? codes_of(from, f, s + reach) : from + ahead * a.weight.panel_bytes();
+    for (int64_t s = 0; s < steps; s += reach)
       for (int64_t t = 0; t < tiles; ++t) {
         Bytes now = b;
         now.x += t * b.below;
         for (int c = 0; c < 2; ++c)
-          multiply_bytes(now, from, f, s, std::min(steps, s + reach), c, t == 0 ? far : nullptr, dots + (2 * t + c) * 4 * kTileDots);
+          multiply_bytes(now, from, f, s, std::min(steps, s + reach), c, t == 0 && c == 0, dots + (2 * t + c) * 4 * kTileDots);
         if (s + reach < steps) continue;
         for (int64_t r = 0; r < std::min(count - t * kTileRows, kTileRows); ++r)
           write_row<T>(a, panel, first + t * kTileRows + r, scales, [&](int part, int c) R1_ALWAYS {
             return of(dots + ((2 * t + c / 2) * 4 + 2 * part + c % 2) * kTileDots + 16 * r);
           });
       }
-    }
   }
 }
 

@@ -32,7 +32,8 @@ Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const st
   f.group = group;
   f.minima = minima;
   f.wide = wide;
-  check(!by_row || (f.kind == Kind::int8 && group == 128), "only 8-bit weights in groups of 128 can have a scale by row");
+  check(!by_row || (f.kind == Kind::int8 && group == 128 && k <= kMostByRow),
+        "only 8-bit weights in groups of 128 and of at most 65536 inputs can have a scale by row");
   f.by_row = by_row;
   check(data == 0 || bytes == f.bytes(n, k), "the packed data has another size than its shape and format ask for");
   check(data % kAlign == 0, "packed data must be aligned to 64 bytes");

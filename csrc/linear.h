@@ -20,6 +20,7 @@ namespace r1 {
 constexpr int64_t kPanel = 64;  // columns
 constexpr int64_t kUnit = 256;  // bytes
 constexpr int64_t kAlign = 64;
+constexpr int64_t kMostByRow = 65536;  // k of 8-bit weights with a scale by row: their sums are 32-bit integers
 constexpr int64_t kTileK = 32;  // k of a bf16 matrix tile (AMX)
 constexpr int64_t kTileRows = 16;
 

@@ -297,7 +297,6 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   o.w_stride = expand != nullptr ? 64 : kUnit;
   o.w_step = kStepBytes;
   o.w_beside = expand != nullptr ? kTileBytes : 64;
-  const int64_t ahead = blocks == 1 ? pool().threads() : 1;  // panels until this thread's next, most likely
   TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t panel = item / blocks, first = item % blocks * rows, count = std::min(rows, a.m - first);
@@ -315,16 +314,13 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
       write(first, count, sums);
       continue;
     }
-    // What comes next is asked for while tiles are multiplied: the lines that results go to, and the next panel.
-    const int64_t element = a.out_bf16 ? 2 : 4, share = (a.weight.panel_bytes() / 64 + tiles - 1) / tiles * 2;
-    const uint8_t* next = panel + ahead < a.weight.panels() ? a.weight.panel(panel + ahead) : nullptr;
+    // The lines that results go to are asked for while tiles are multiplied.
+    const int64_t element = a.out_bf16 ? 2 : 4;
     const auto soon = [&](int64_t t) R1_ALWAYS {
       const auto* out = static_cast<const uint8_t*>(a.out) + panel * kPanel * element;
       for (int64_t r = t * kTileRows; r < std::min(count, (t + 2) * kTileRows); ++r)
         for (int64_t i = 0; i < kPanel * element; i += 64)
           __builtin_prefetch(out + (first + r) * a.ldo * element + i, 1);
-      if (next == nullptr || item % blocks != 0) return;
-      for (int64_t i = t / 2 * share; i < (t / 2 + 1) * share; ++i) _mm_prefetch(reinterpret_cast<const char*>(next + 64 * i), _MM_HINT_T1);
     };
     const auto done = [&](int64_t t) R1_ALWAYS {
       write(first + t * kTileRows, std::min(count - t * kTileRows, 2 * kTileRows), sums + t * 4 * kTileFloats);

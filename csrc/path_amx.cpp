@@ -18,7 +18,7 @@ namespace {
 bool has_tiles() {
   unsigned eax, ebx, ecx, edx;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  constexpr unsigned kWanted = 1u << 22 | 1u << 23 | 1u << 24;  // AMX-BF16, AVX512-FP16, AMX-TILE
+  constexpr unsigned kWanted = 1u << 22 | 1u << 23 | 1u << 24 | 1u << 25;  // AMX-BF16, AVX512-FP16, AMX-TILE, AMX-INT8
   if ((edx & kWanted) != kWanted) return false;
   // Their registers are large, so a process has to ask for them (once; its threads have them too).
   constexpr long kRequest = 0x1023, kTileData = 18;

@@ -28,7 +28,7 @@ typedef uint64_t Line __attribute__((vector_size(64)));
 
 Range read_range(const ReadArgs& a) { return {a.bytes / kPiece, 1}; }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__GLIBC__)
 __attribute__((target_clones("default", "avx512f")))
 #endif
 void read_pieces(const ReadArgs& a, int64_t begin, int64_t end) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.engine.paged import KVCache, Paged, Span
 from deepseek_r1.engine.recorded import RecordedSteps
-from deepseek_r1.kernels.recording import Arena
+from deepseek_r1.kernels.recording import Arena, empty, using
 from deepseek_r1.models.loading import load_decoder
 from support import tiny
 from support.native_paths import bits
@@ -50,3 +51,37 @@ def test_a_replayed_step_is_the_eager_one(family: str, precision: str, models_fo
     for index, pool in cache.pools.items():
         assert torch.equal(bits(pool), bits(eager_cache.pools[index]))
     assert len(used) > 10, "the routing changes from step to step"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_a_replayed_full_step_is_the_eager_one(precision: str, models_folder: Path) -> None:
+    """Two prompts in pieces of 96 tokens, shared out in other ways each time, with a sequence that decodes beside."""
+    decoder = load_decoder(tiny.save("llama", models_folder), parse_precision(precision), pack=True)
+    cache, eager_cache = (KVCache(decoder.layouts, 90, 4) for _ in range(2))
+    steps = RecordedSteps(decoder, cache, Arena(), full=96)
+    rng = random.Random(7)
+    lengths = [0, 0]
+    for first in (96, 95, 40, 1, 60):
+        counts = [first, 96 - first]
+        ids = [rng.randrange(8, decoder.config.vocab_size) for _ in range(96)]
+        spans = [Span(lengths[i], n, list(range(45 * i, 45 * i + 45))) for i, n in enumerate(counts) if n]
+        (hidden,) = steps.run(ids, spans, logits=False)
+        hidden = hidden.clone()
+        assert steps.unable is None
+        paged = Paged(eager_cache, spans)
+        assert torch.equal(bits(hidden), bits(decoder(torch.tensor(ids), paged.positions, paged)))
+        lengths = [length + n for length, n in zip(lengths, counts, strict=True)]
+        if max(lengths) > 80:
+            lengths = [0, 0]
+
+
+def test_threads_record_and_borrow_apart() -> None:
+    """An arena that one thread is lent is not another's."""
+    mine, found = Arena(), []
+    with using(mine):
+        thread = threading.Thread(target=lambda: found.append(mine.holds(empty((10,), torch.float32))))
+        thread.start()
+        thread.join()
+        assert mine.holds(empty((10,), torch.float32))
+    assert found == [False]

@@ -194,3 +194,12 @@ def test_wider_groups_cost_what_they_cost(linears: list[torch.Tensor]) -> None:
         for group in (32, 128, 0)
     )
     assert fine < wide < row < 0.011
+
+
+def test_a_row_of_small_weights_keeps_them() -> None:
+    """float16 has few bits below 2^-14, and none below 2^-25: the scale of a whole row is float32 there."""
+    weight = torch.randn(8, 200, generator=torch.Generator().manual_seed(1)) * torch.logspace(-9, 0, 8)[:, None]
+    kept = quantise(weight, 8, 200)
+    error = (kept.dequantise() - weight).norm(dim=1) / weight.norm(dim=1)
+    assert float(error.max()) < 0.01
+    assert kept.scales[-1].half().float() == kept.scales[-1]

@@ -22,6 +22,9 @@ GROUPS = (32, 128)
 _SPEC = ("out", "in", "kind", "group", "minima", "wide", "by_row", "exponent")
 """What describes packed bytes: csrc/linear.h has what each means."""
 
+_MOST_BY_ROW = 65_536
+"""Inputs that an 8-bit weight with one scale per row may have to be multiplied in integers, which have 32 bits."""
+
 _KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -129,6 +132,11 @@ def coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
         "group": group,
         "minima": minima,
         "wide": not all(torch.equal(t.half().float(), t) for t in numbers),
-        "by_row": bits == 8 and group == 128 and all(bool((part.scales == part.scales[:, :1]).all()) for part in parts),
+        "by_row": bits == 8 and group == 128 and parts[0].in_features <= _MOST_BY_ROW and all(map(_by_row, parts)),
         "exponent": 14 - math.frexp(largest)[1] if largest > 0 else 0,
     }
+
+
+def _by_row(part: QuantisedWeight) -> bool:
+    """Whether every row has one scale."""
+    return bool((part.scales == part.scales[:, :1]).all())

@@ -28,22 +28,16 @@ class _Regions:
         with self._lock:
             region = None if self._region is None else self._region()
             if region is None or self._used + size > len(region):
-                region = _map(max(_REGION, -(-size // HUGE) * HUGE), huge=False)
-                self._region, self._used = weakref.ref(region), 0
-            piece = region[self._used : self._used + nbytes]
+                region = _map(max(_REGION, size))
+                self._region, self._used = weakref.ref(region), -region.ctypes.data % ALIGNMENT
+            piece = region[self._used : self._used + nbytes]  # its base is the region, which it keeps alive
             self._used += size
-        return torch.from_numpy(piece)  # keeps `piece`, and that the region, alive
+        return torch.from_numpy(piece)
 
 
-def _map(nbytes: int, *, huge: bool) -> np.ndarray:
-    """A new anonymous mapping that begins on a huge page's border."""
-    # Private: the system gives huge pages to that, seldom to memory that could be shared.
-    mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    whole = np.frombuffer(mapping, dtype=np.uint8)
-    start = -whole.ctypes.data % HUGE
-    return whole[start : start + nbytes]
+def _map(nbytes: int) -> np.ndarray:
+    """A new anonymous mapping. Private: the system gives huge pages to that, seldom to memory that could be shared."""
+    return np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=np.uint8)
 
 
 _regions = _Regions()
@@ -56,4 +50,9 @@ def zeros(nbytes: int) -> Tensor:
 
 def huge(nbytes: int) -> Tensor:
     """The same in a mapping of its own, on huge pages where the system has them."""
-    return torch.from_numpy(_map(nbytes, huge=True))
+    mapping = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(mapping, dtype=np.uint8)
+    start = -whole.ctypes.data % HUGE  # a huge page's border
+    return torch.from_numpy(whole[start : start + nbytes])

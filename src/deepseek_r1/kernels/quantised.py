@@ -13,6 +13,9 @@ from torch import Tensor
 HALF_MAX = 65504.0
 """The largest float16: scales and minima of groups are stored as that."""
 
+_HALF_NORMAL = 2.0**-14
+"""The least float16 with all its bits."""
+
 LARGEST = 2.0**100
 """No weight may be larger: products with what reads it would overflow."""
 
@@ -83,13 +86,14 @@ def quantise(weight: Tensor, bits: int, group: int, *, minima: bool = False) -> 
     """`weight` (out, in) in `bits` (4, or 8 without `minima`) with one scale (and minimum) per `group` of a row.
 
     Of each group several scales are tried, each moved to the least squared error for its codes. Scales and minima are
-    float16 values. Raises `ValueError` for weights that are not finite or
-    beyond `LARGEST`.
+    float16 values; float32 where a group covers the row and its scale is below float16's normal range. Raises
+    `ValueError` for weights that are not finite or beyond `LARGEST`.
     """
     if bits not in (4, 8) or (minima and bits == 8) or group < 1:
         raise ValueError(f"no format has {bits} bits in groups of {group}{' with minima' if minima else ''}")
     rows, columns = weight.shape
     groups = -(-columns // group)
+    row = group >= columns
     codes = torch.empty(rows, columns, dtype=torch.uint8)
     scales = torch.empty(rows, groups)
     lows = torch.empty(rows, groups) if minima else None
@@ -102,9 +106,9 @@ def quantise(weight: Tensor, bits: int, group: int, *, minima: bool = False) -> 
         if not float(x.abs().max()) <= LARGEST:
             raise ValueError(f"the weight holds values that are not finite, or beyond {LARGEST:.3g}")
         if lows is None:
-            found, scale = _symmetric(x, bits)
+            found, scale = _symmetric(x, bits, row)
         else:
-            found, scale, low = _with_minima(x)
+            found, scale, low = _with_minima(x, row)
             lows[start:stop, first:last] = low.view(stop - start, -1)
         codes[start:stop, left:right] = found.view(stop - start, -1)
         scales[start:stop, first:last] = scale.view(stop - start, -1)
@@ -118,7 +122,7 @@ def quantise(weight: Tensor, bits: int, group: int, *, minima: bool = False) -> 
     return QuantisedWeight(codes, scales, lows, bits, group)
 
 
-def _symmetric(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def _symmetric(x: Tensor, bits: int, row: bool) -> tuple[Tensor, Tensor]:
     """Codes and scales (groups, 1) of x (groups, width). Four bits have one level more below zero than above."""
     low, high, steps = (-8, 7, _STEPS_4) if bits == 4 else (-127, 127, _STEPS_8)
     most, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
@@ -131,12 +135,12 @@ def _symmetric(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         torch.sum(torch.mul(share, q, out=product), 1, keepdim=True, out=dots[index])
         torch.sum(torch.mul(q, q, out=product), 1, keepdim=True, out=squares[index])
     scale, _ = _best(dots, squares)
-    scale = _stored(scale * extreme)
+    scale = _stored(scale * extreme, row)
     _round(torch.mul(x, _inverse(scale), out=q), low, high)
     return q.add_(1 << (bits - 1)).to(torch.uint8), scale
 
 
-def _with_minima(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _with_minima(x: Tensor, row: bool) -> tuple[Tensor, Tensor, Tensor]:
     """4-bit codes, scales and minima (groups, 1) of x (groups, width)."""
     mean = x.mean(1, keepdim=True)
     spread = x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
@@ -152,8 +156,8 @@ def _with_minima(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.sum(torch.mul(share, q, out=product), 1, keepdim=True, out=dots[index])
         torch.sum(torch.mul(q, q, out=product), 1, keepdim=True, out=squares[index])
     scale, place = _best(dots, squares)
-    scale = _stored(scale * spread)
-    minimum = _stored(mean - scale * means.gather(0, place)[0])
+    scale = _stored(scale * spread, row)
+    minimum = _stored(mean - scale * means.gather(0, place)[0], row)
     _round(torch.mul(x - minimum, _inverse(scale), out=q), 0, 15)
     return q.to(torch.uint8), scale, minimum
 
@@ -184,6 +188,10 @@ def _inverse(value: Tensor) -> Tensor:
     return torch.where(inverse.isfinite(), inverse, 0.0)
 
 
-def _stored(value: Tensor) -> Tensor:
-    """`value` as it will be stored: rounded to float16, the largest of those for what lies beyond."""
-    return value.clamp(-HALF_MAX, HALF_MAX).half().float()
+def _stored(value: Tensor, row: bool) -> Tensor:
+    """`value` as it will be stored: rounded to float16, the largest of those for what lies beyond.
+
+    A whole row's are left as they are where float16 has few bits for them: a row of small weights would lose them all.
+    """
+    rounded = value.clamp(-HALF_MAX, HALF_MAX).half().float()
+    return torch.where(value.abs() < _HALF_NORMAL, value, rounded) if row else rounded

@@ -8,6 +8,7 @@ which torch computed anything itself is not used.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,7 +79,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # What only looks at an input in another way (a view, a conversion to what it is already) computes nothing.
         given = {_start(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor) and _start(x) not in given]
-        if self.foreign is None and (made or func._schema.is_mutable):
+        read = func is torch.ops.aten._local_scalar_dense.default  # a number that Python may have branched on
+        if self.foreign is None and (made or read or func._schema.is_mutable):
             self.foreign = str(func.name())
         return out
 
@@ -102,17 +104,16 @@ class Recording:
 
     def make(self, call: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Run `call`, note its kernels down, and return its results, which are valid until the arena's next use."""
-        global _current
-        if _current is not None:
+        if _local.current is not None:
             raise RuntimeError("a recording is being made already")
         watch = _Watch()  # type: ignore[no-untyped-call]
         self._program.record(True)
-        _current = self
+        _local.current = self
         try:
             with watch:
                 results = call()
         finally:
-            _current = None
+            _local.current = None
             self._program.record(False)
         self.foreign = watch.foreign
         # Their memory is the arena's again, until a replay fills it anew: only the places are remembered.
@@ -136,27 +137,32 @@ class Recording:
             self._kept.append(tensor)
 
 
-_current: Recording | None = None
-_lent: Arena | None = None
+class _Local(threading.local):
+    """What each thread has of its own: the recording it makes, and the arena it was lent."""
+
+    current: Recording | None = None
+    lent: Arena | None = None
+
+
+_local = _Local()
 
 
 def current() -> Recording | None:
-    """The recording that is being made, or None."""
-    return _current
+    """The recording that this thread is making, or None."""
+    return _local.current
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor for a kernel's result, of the arena that is used at the time, if one is."""
-    arena = _lent if _current is None else _current.arena
+    """An uninitialised tensor for a kernel's result, of the arena that this thread uses at the time, if it does."""
+    arena = _local.lent if _local.current is None else _local.current.arena
     return torch.empty(shape, dtype=dtype) if arena is None else arena.empty(shape, dtype)
 
 
 @contextmanager
 def using(arena: Arena) -> Iterator[None]:
     """Take kernels' results from `arena`: new memory would cost a page fault for every 4 KiB, at every step."""
-    global _lent
-    before, _lent = _lent, arena
+    before, _local.lent = _local.lent, arena
     try:
         yield
     finally:
-        _lent = before
+        _local.lent = before

@@ -190,6 +190,10 @@ def read_quantised(checkpoint: Checkpoint, name: str, kept: WeightFormat) -> Qua
         assert blocks is not None
         codes, scales, minima = (None if a is None else torch.from_numpy(a) for a in blocks[:3])
         assert codes is not None and scales is not None
+        for numbers in (scales, minima):
+            if numbers is not None and not bool(numbers.isfinite().all()):
+                problem = "holds scales or minima of blocks that are not finite"
+                raise CheckpointError(checkpoint.path, f"tensor {quoted(name)}", problem)
         return QuantisedWeight(codes, scales, minima, blocks.bits, blocks.group)
     count, *inner, columns = checkpoint.tensors[name].shape
     height = math.prod(inner)  # rows of each of `count`

@@ -232,7 +232,7 @@ def test_hostile_sizes_raise() -> None:
     for kind, group, minima in (("int8", 64, False), ("int8", 32, True), ("int2", 32, False), ("int4", 0, False)):
         with pytest.raises(ValueError):
             make(0, 0, 8, 8, kind, group, minima, False, False, 0)
-    for by_row, exponent in ((True, 0), (False, 100), (False, -(2**31))):
+    for by_row, exponent in ((True, 0), (False, 100), (False, -(2**31))):  # a scale by row is for groups of 128
         with pytest.raises(ValueError):
             make(0, 0, 8, 8, "int8", 32, False, False, by_row, exponent)
     blob = pages.zeros(make(0, 0, 64, 8, "fp32", 0, False, False, False, 0).nbytes)

@@ -51,7 +51,8 @@ void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, u
   const bool direct = w.format.kind == Kind::fp32;
   check(!direct || !x_bf16, "an fp32 product takes fp32 rows");
   if (!direct) {
-    const PrepareArgs prepare{reinterpret_cast<const void*>(x),    x_bf16, m, w.k, ldx, w.format, reads_bf16(w.format, path), path.tiled,
+    const PrepareArgs prepare{reinterpret_cast<const void*>(x),    x_bf16, m, w.k, ldx, w.format,
+                              reads_bf16(w.format, path), path.tiled,
                               reinterpret_cast<void*>(codes), reinterpret_cast<Act*>(act)};
     submit(prepare, prepare_range, path.prepare);
   }

@@ -49,7 +49,7 @@ struct Weight {
   int64_t n;
   int64_t k;
   Format format;
-  int32_t exponent = 0;  // 2^exponent times the largest weight is near 2^15; 0 where there are no codes
+  int32_t exponent = 0;  // 2^exponent times the largest weight is 2^13 to 2^14; 0 where there are no codes
 
   int64_t panels() const { return (n + kPanel - 1) / kPanel; }
   int64_t panel_bytes() const { return format.panel_bytes(k); }
@@ -71,7 +71,7 @@ struct PrepareArgs {
   bool x_bf16;
   int64_t m, k, ldx;     // ldx: elements between rows
   Format format;
-  bool to_bf16;          // see reads_bf16
+  bool to_bf16;          // or, by_row, to two bytes: see reads_bf16
   bool tiled;            // in tiles of 16 rows, see linear_amx.h; else row by row
   void* codes;           // (m, padded k): int8, or bf16
   Act* act;              // (m, groups); unused for bf16

@@ -4,7 +4,7 @@
 //
 // A weight is scale * (code - offset) or scale * code + minimum, times 2^exponent (of the whole weight, see Weight), once
 // rounded to fp16 and then to bf16's 8 bits, ties away from zero. Its bits are those of bf16 but for the exponent's bias:
-// they stand for 2^-112 times the value. Rows are scaled by powers of two to make up for that (prepare_tiled), which
+// they stand for 2^-112 times the value. Rows are scaled by powers of two to make up for that (scaled_row), which
 // rounds nothing. Sums run over 32 k a step, ascending; the order within a step is the instruction's.
 #pragma once
 
@@ -25,15 +25,13 @@ constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepBytes = 4 * kTileBytes;  // of 32 k and a panel's 64 columns
 constexpr int kRowExponent = 100;   // a prepared row's largest value is 2^100 to 2^101
 
-// Order of 8 neighbouring k in prepared rows and expanded weights: how nibbles and bytes come out in pairs.
-constexpr int kOrder[8] = {0, 2, 1, 3, 4, 6, 5, 7};
-
 // Row r, from 32 k number s on, of prepared rows: 1 KiB tiles of 16 rows side by side, or row by row.
 R1_INLINE int64_t row_place(int64_t r, int64_t row_bytes, bool tiled) {
   return tiled ? r / kTileRows * kTileRows * row_bytes + r % kTileRows * 64 : r * row_bytes;
 }
 
-// A row's values -> bf16 in `kOrder`, scaled so that the largest is near 2^100, and what undoes that.
+// A row's values -> bf16, scaled so that the largest is near 2^100, and what undoes that. Of 8 neighbouring k the order is
+// 0, 2, 1, 3, 4, 6, 5, 7, in which nibbles and bytes come out in pairs.
 template <class T>
 R1_INLINE float scaled_row(const T* x, int64_t count, int64_t padded, uint8_t* to, int64_t step) {
   u32x16 largest = {};

@@ -14,13 +14,14 @@ struct Kernels {
   void (*prepare)(const PrepareArgs&, int64_t, int64_t);
   void (*linear)(const LinearArgs&, int64_t, int64_t);
   int64_t row_tile;           // rows that `linear` takes at once
-  bool tiled;                 // products of all but fp32 weights are of bf16 values, in matrix tiles
+  bool tiled;                 // products of all but fp32 weights go through matrix tiles
   RowKernels rows;            // norms, rope, gates …: rows.h
   AttentionKernels attention; // attention.h
   SampleKernels sample;       // sample.h
 };
 
-// Whether the path's product reads its rows as bf16 (else as int8 codes, or for fp32 weights as they are).
+// Whether the path's product reads its rows as bf16, or of 8-bit weights with a scale by row as two bytes; both take two
+// bytes an element and two Acts a row. Else it reads int8 codes, or for fp32 weights the rows as they are.
 inline bool reads_bf16(const Format& f, const Kernels& path) {
   return f.kind == Kind::bf16 || (path.tiled && f.kind != Kind::fp32);
 }

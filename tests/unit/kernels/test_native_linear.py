@@ -134,8 +134,7 @@ def test_paths_agree_in_the_integers(form: tuple[int, int, bool, bool]) -> None:
     for name in PATHS:
         with native_path(name):
             got = ops.linear(x, PackedWeight([weight])).double()
-        # One scale per row: 127 is 32512 = 127 * 256 there, which 127 divides, but a float's product may round once.
-        assert torch.equal(got, want) or (name == "amx" and torch.allclose(got, want, rtol=1e-6, atol=1e-4)), name
+        assert torch.equal(got, want), name
 
 
 @pytest.mark.parametrize("kind", [*FLOATS, *CODED], ids=str)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +18,18 @@ from deepseek_r1.kernels.recording import Arena, empty, using
 from deepseek_r1.models.loading import load_decoder
 from support import tiny
 from support.native_paths import bits
+
+FIRST_ANSWER = """
+import sys
+from pathlib import Path
+from deepseek_r1.engine.build import load_engine
+from deepseek_r1.engine.request import GenerateRequest, SamplingParams
+engine = load_engine(Path(sys.argv[1]), memory_bytes=1 << 30)
+engine.submit(GenerateRequest("first", [9], SamplingParams(max_tokens=3)))
+while engine.has_work:
+    engine.step()
+assert "torch._inductor" not in sys.modules and "torch._dynamo" not in sys.modules
+"""
 
 FAMILIES = ("deepseek_v3", "deepseek_v3-plain", "deepseek_v2", "deepseek_v2-lite", "mixtral", "qwen3_moe")
 
@@ -85,3 +99,9 @@ def test_threads_record_and_borrow_apart() -> None:
         thread.join()
         assert mine.holds(empty((10,), torch.float32))
     assert found == [False]
+
+
+def test_a_first_answer_does_not_wait_for_a_compiler(models_folder: Path) -> None:
+    """Watching a recording's operators had torch import its compiler: a second, at the first request."""
+    done = subprocess.run([sys.executable, "-c", FIRST_ANSWER, str(tiny.save("llama", models_folder))])
+    assert done.returncode == 0

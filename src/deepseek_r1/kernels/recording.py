@@ -74,6 +74,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     foreign: str | None = None
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing here is compiled; to be kept out of compiling would import torch's compiler, which takes a second.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         # What only looks at an input in another way (a view, a conversion to what it is already) computes nothing.

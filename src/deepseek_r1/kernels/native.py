@@ -177,8 +177,18 @@ def gated(activation: str, gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tens
 
 def add(x: Tensor, y: Tensor, scale: float) -> Tensor:
     """See `ops.add`."""
-    (left, x_step), (right, y_step) = rows(x), rows(y)
     out = empty(tuple(x.shape), x.dtype)
+    _add(x, y, scale, out.view(-1, x.shape[-1]))
+    return out
+
+
+def add_into(x: Tensor, y: Tensor, scale: float) -> None:
+    """See `ops.add_into`."""
+    _add(x, y, scale, x)
+
+
+def _add(x: Tensor, y: Tensor, scale: float, out: Tensor) -> None:
+    (left, x_step), (right, y_step) = rows(x), rows(y)
     bf16 = x.dtype is torch.bfloat16
     library.add(
         address(left, *FLOATS),
@@ -191,9 +201,8 @@ def add(x: Tensor, y: Tensor, scale: float) -> Tensor:
         y_step,
         address(out),
         bf16,
-        left.shape[1],
+        max(out.stride(0), out.shape[1]),
     )
-    return out
 
 
 def copy(x: Tensor, index: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:

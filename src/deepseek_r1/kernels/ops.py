@@ -5,20 +5,18 @@ Notation: T tokens, H query heads, K key heads, D head width, L key positions, N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from deepseek_r1.kernels import delta_reference, grouped, native, reference, sampling
+from deepseek_r1.kernels import delta_reference, gradients, grouped, native, reference, sampling
+from deepseek_r1.kernels.gradients import differentiable as differentiable
 from deepseek_r1.kernels.grouped import PackedStack as PackedStack
 from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
 from deepseek_r1.kernels.packed import PackedWeight as PackedWeight
 from deepseek_r1.kernels.sampling import Filter as Filter
 from deepseek_r1.kernels.spans import Spans
-
-Operator = Callable[..., Tensor]
 
 NATIVE = native.library is not None
 """Whether the native kernels are there and wanted."""
@@ -36,40 +34,20 @@ def _natively_in_float32(x: Tensor) -> bool:
     return natively(x) and x.dtype is torch.float32
 
 
-class _Recomputed(torch.autograd.Function):
-    """A native kernel forward; backward goes through the torch formula of the same operator on the saved inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Operator, formula: Operator, *tensors: Tensor) -> Tensor:
-        ctx.formula = formula
-        ctx.save_for_backward(*tensors)
-        return run(*(t.detach() for t in tensors))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
-        with torch.enable_grad():
-            out = ctx.formula(*inputs)
-        wanted = [t for t in inputs if t.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, grads[0]))
-        return None, None, *(next(found) if t.requires_grad else None for t in inputs)
-
-
-def differentiable(run: Operator, formula: Operator, *tensors: Tensor) -> Tensor:
-    """run(*tensors), whose gradient is that of `formula`, the same operator in torch, on the same inputs."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Recomputed.apply(run, formula, *tensors)  # type: ignore[no-untyped-call, no-any-return]
-    return run(*tensors)
-
-
 def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) -> (..., out) in the weight's dtype, in which it is computed.
 
-    Quantised weights compute with x in int8 (a scale per group of the weight's) and give float32.
+    Packed weights in 8 and 4 bits give float32. They are frozen: gradients flow to x alone, straight through what the
+    kernel rounds.
     """
     if isinstance(weight, PackedWeight):
-        return weight.linear(x, bias)
+        return gradients.product(weight, x, None, bias)
     return reference.linear(x if x.dtype == weight.dtype else x.to(weight.dtype), weight, bias)
+
+
+def trained_linear(x: Tensor, master: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """x (..., in) -> (..., out) by `packed`, which holds the values of `master` (out, in) float32, which learns."""
+    return gradients.product(packed, x, master, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -129,6 +107,14 @@ def add(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
     if natively(x, y):
         return differentiable(lambda x, y: native.add(x, y, scale), formula, x, y)
     return formula(x, y)
+
+
+def add_into(x: Tensor, y: Tensor, scale: float = 1.0) -> None:
+    """x + scale * y, both (rows, dim), written over x. Not differentiable."""
+    if natively(x, y):
+        native.add_into(x, y, scale)
+    else:
+        x.copy_(reference.add(x, y, scale))
 
 
 def scaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
@@ -348,7 +334,7 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state:
 
 def samples_natively(logits: Tensor) -> bool:
     """Whether the native sampling kernels can read these logits."""
-    return NATIVE and logits.dtype is torch.float32 and logits.device.type == "cpu" and logits.stride(-1) == 1
+    return sampling.readable(logits)
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -359,6 +345,14 @@ def argmax(logits: Tensor) -> Tensor:
 def log_sum_exp(logits: Tensor) -> Tensor:
     """log(sum(exp(row))) in float64: (B, vocabulary) -> (B,)."""
     return sampling.log_sum_exp(logits) if samples_natively(logits) else torch.logsumexp(logits.double(), -1)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log softmax of each row at its token: logits (T, vocabulary), tokens (T,) -> (T,) float64, differentiable.
+
+    The numbers are those that the engine's sampler reports.
+    """
+    return gradients.token_logprobs(logits, tokens)
 
 
 def logprobs(logits: Tensor, rows: Tensor, tokens: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

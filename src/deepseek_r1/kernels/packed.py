@@ -89,11 +89,20 @@ class PackedWeight:
             out = native.linear(x, self._native, self.out_features, bias, self.dtype)
         return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Rows `ids` (n,) of the weight -> (n, in) in `dtype`; the ids must exist."""
+    def rows(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows `ids` (n,) of the weight -> (n, in) in `dtype` (None: the product's); the ids must exist."""
+        dtype = self.dtype if dtype is None else dtype
         if self.blob is None:
-            return self._onednn.rows(ids)
-        return native.unpack_rows(self._native, ids, self.in_features, self.dtype)
+            return self._onednn.rows(ids).to(dtype)
+        return native.unpack_rows(self._native, ids, self.in_features, dtype)
+
+    def repack(self, values: Tensor) -> None:
+        """Take over other values (out, in) for those of a float32 or bfloat16 weight, at the same addresses."""
+        values = values.detach().to(self.dtype)
+        if self.blob is None:
+            self._onednn = OneDnnWeight(values)
+        else:
+            native.pack_rows(self._native, self.blob, 0, values, None, None)
 
 
 def native_weight(spec: Mapping[str, Any], blob: Tensor | None) -> Any:

@@ -35,6 +35,13 @@ def _rows(logits: Tensor, index: Tensor | None) -> Rows:
     return address(logits, torch.float32), rows, vocabulary, step, address(index, torch.int64)
 
 
+def readable(logits: Tensor) -> bool:
+    """Whether the kernels are there and can read these logits."""
+    return (
+        library is not None and logits.dtype is torch.float32 and logits.device.type == "cpu" and logits.stride(-1) == 1
+    )
+
+
 def argmax(logits: Tensor, index: Tensor | None) -> Tensor:
     """See `ops.argmax`."""
     where = _rows(logits, index)

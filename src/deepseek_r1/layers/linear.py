@@ -74,11 +74,11 @@ class PackedLinear(nn.Module):
 class PackedLinearGroup(nn.Module):
     """A frozen `LinearGroup` of plain linears, stacked by output rows into one packed weight: one product for all."""
 
-    def __init__(self, weight: ops.PackedWeight, bias: Tensor | None, sizes: list[int]) -> None:
+    def __init__(self, weight: ops.PackedWeight, bias: Tensor | None, sizes: Mapping[str, int]) -> None:
         super().__init__()
         self.weight = weight
         self.bias = _as_read(bias, weight)
-        self.sizes = sizes
+        self.names, self.sizes = tuple(sizes), list(sizes.values())
 
     @classmethod
     def of(cls, group: LinearGroup) -> PackedLinearGroup:
@@ -89,7 +89,7 @@ class PackedLinearGroup(nn.Module):
             zero = [torch.zeros(linear.out_features, dtype=linear.weight.dtype) for linear in linears]
             pairs = zip(linears, zero, strict=True)
             bias = torch.cat([z if linear.bias is None else linear.bias.detach() for linear, z in pairs])
-        sizes = [linear.out_features for linear in linears]
+        sizes = {name: m.out_features for name, m in group.named_children() if isinstance(m, Linear)}
         return cls(ops.PackedWeight([linear.frozen() for linear in linears]), bias, sizes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

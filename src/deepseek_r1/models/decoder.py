@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deepseek_r1.config.precision import DeepSeekConfig
 from deepseek_r1.kernels import ops
 from deepseek_r1.layers import AttentionContext, Linear, MoE, RMSNorm, RotaryEmbedding
+from deepseek_r1.layers.lora import AdapterRows
 from deepseek_r1.layers.rope import Rotary
 from deepseek_r1.models.block import DTYPES, Block, PredictionModule
 from deepseek_r1.models.config import ModelConfig, RopeConfig
@@ -30,13 +31,15 @@ class Embedding(nn.Module):
 class Decoder(nn.Module):
     """A causal language model over flat batches of tokens; where keys and values live is the context's affair.
 
-    `layouts` are what its layers cache, the prediction modules' behind the others.
+    `layouts` are what its layers cache, the prediction modules' behind the others. `adapters` says which rows of the
+    next forward pass have an adapter, where surgery has added some.
     """
 
     def __init__(self, config: ModelConfig, precision: DeepSeekConfig) -> None:
         super().__init__()
         self.config = config
         self.precision = precision
+        self.adapters = AdapterRows()
         count = config.layers + config.mtp_layers
         self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=DTYPES[precision.dtype_of("embedding")])
         self.rotaries = nn.ModuleList(_rotary(rope, precision) for rope in config.ropes)

@@ -176,7 +176,9 @@ def _packed(module: nn.Module, weight: ops.PackedWeight | ops.PackedStack, bias:
         raise ValueError("a bias is missing, or has another size")
     if isinstance(module, Embedding):
         return PackedEmbedding(weight)
-    return PackedLinearGroup(weight, bias, sizes) if isinstance(module, LinearGroup) else PackedLinear(weight, bias)
+    if isinstance(module, LinearGroup):
+        return PackedLinearGroup(weight, bias, dict(zip(dict(module.named_children()), sizes, strict=True)))
+    return PackedLinear(weight, bias)
 
 
 def _weight(

@@ -12,6 +12,9 @@ from deepseek_r1.kernels import ops
 from deepseek_r1.layers.latent import HeadLinear, PackedHeadLinear
 from deepseek_r1.layers.linear import Linear, LinearGroup, PackedLinear, PackedLinearGroup
 from deepseek_r1.layers.moe import ExpertLinear, PackedExpertLinear, Router
+from deepseek_r1.layers.norm import RMSNorm
+from deepseek_r1.layers.trained import TrainedEmbedding, TrainedLinear, TrainedNorm
+from deepseek_r1.models.decoder import Decoder, Embedding
 
 
 def replace_modules(
@@ -40,6 +43,41 @@ def pack_linears(root: nn.Module) -> None:
         for module in root.modules():
             if isinstance(module, Router):
                 module.pack()
+
+
+def train_all(decoder: Decoder) -> None:
+    """Let every weight of a decoder that isn't packed learn, in float32 masters.
+
+    Linears, tables and norms then compute from packed forms that `refresh_trained` brings up to date. Maps per head,
+    experts and routers learn as plain tensors in torch.
+    """
+    table, tied = decoder.embedding.weight, decoder.lm_head.weight is decoder.embedding.weight
+    decoder.requires_grad_(True)
+    for module in decoder.modules():
+        if isinstance(module, Router) and module.bias is not None:
+            module.bias.requires_grad_(False)  # balancing moves it, no gradient does
+    replace_modules(decoder, Linear, _trained_linear)
+    replace_modules(decoder, RMSNorm, _trained_norm)
+    replace_modules(decoder, Embedding, lambda _: TrainedEmbedding(table, table.dtype))
+    if tied:
+        decoder.lm_head.weight = decoder.embedding.weight
+
+
+def _trained_linear(module: nn.Module) -> nn.Module:
+    assert isinstance(module, Linear)
+    return TrainedLinear(module.weight, module.bias, module.weight.dtype)
+
+
+def _trained_norm(module: nn.Module) -> nn.Module:
+    assert isinstance(module, RMSNorm)
+    return TrainedNorm(module.weight, module.eps, module.weight.dtype)
+
+
+def refresh_trained(root: nn.Module) -> None:
+    """Bring what products read up to date with the masters, after a step."""
+    for module in root.modules():
+        if isinstance(module, TrainedLinear):
+            module.refresh()
 
 
 def _agrees(group: nn.Module) -> TypeGuard[LinearGroup]:

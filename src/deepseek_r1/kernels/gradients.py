@@ -1,0 +1,141 @@
+"""What training asks of native kernels: gradients, in torch formulae on saved inputs. Forward bits are the kernel's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepseek_r1.kernels import sampling
+from deepseek_r1.kernels.packed import PackedWeight
+
+Operator = Callable[..., Tensor]
+
+_PIECE = 1 << 23  # weights that are unpacked at a time: 32 MiB of float32
+
+
+class _Recomputed(torch.autograd.Function):
+    """A native kernel forward; backward goes through the torch formula of the same operator on the saved inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Operator, formula: Operator, *tensors: Tensor) -> Tensor:
+        ctx.formula = formula
+        ctx.save_for_backward(*tensors)
+        return run(*(t.detach() for t in tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in ctx.saved_tensors]
+        with torch.enable_grad():
+            out = ctx.formula(*inputs)
+        wanted = [t for t in inputs if t.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, grads[0]))
+        return None, None, *(next(found) if t.requires_grad else None for t in inputs)
+
+
+def differentiable(run: Operator, formula: Operator, *tensors: Tensor) -> Tensor:
+    """run(*tensors), whose gradient is that of `formula`, the same operator in torch, on the same inputs."""
+    if needed(*tensors):
+        return _Recomputed.apply(run, formula, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+    return run(*tensors)
+
+
+def needed(*tensors: Tensor | None) -> bool:
+    """Whether a gradient has to flow back to one of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight^T + bias through the packed weight. `master` (out, in) learns where it is given.
+
+    Straight through what the kernel rounds: the gradient is that of the product with the weight's own values. It
+    reaches x through the packed bytes, of which a piece at a time is unpacked.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: PackedWeight, x: Tensor, master: Tensor | None, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        ctx.wanted = tuple(t is not None and t.requires_grad for t in (x, master, bias))
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(x if ctx.wanted[1] else None)
+        return weight.linear(x.detach(), None if bias is None else bias.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
+        weight: PackedWeight = ctx.weight
+        grad = grads[0].reshape(-1, weight.out_features)
+        dtype = _multiplied_in(weight)
+        of_x = of_master = of_bias = None
+        rounded = grad.to(dtype)
+        if ctx.wanted[0]:
+            flat = _through(rounded, weight, dtype)
+            of_x = flat.to(ctx.dtype).view(*grads[0].shape[:-1], weight.in_features)
+        if ctx.wanted[1]:
+            x = ctx.saved_tensors[0].reshape(-1, weight.in_features)
+            of_master = (rounded.t() @ x.to(dtype)).float()
+        if ctx.wanted[2]:
+            of_bias = grad.float().sum(0)
+        return None, of_x, of_master, of_bias
+
+
+def product(weight: PackedWeight, x: Tensor, master: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x (..., in) -> (..., out) by the packed weight; gradients flow to x, to the float32 `master` and to the bias."""
+    if needed(x, master, bias):
+        return _Product.apply(weight, x, master, bias)  # type: ignore[no-untyped-call, no-any-return]
+    return weight.linear(x, bias)
+
+
+def _through(grad: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """grad (T, out) @ weight -> (T, in), pieces of the weight in ascending order."""
+    step = max(1, _PIECE // weight.in_features)
+    total: Tensor | None = None
+    for start in range(0, weight.out_features, step):
+        stop = min(start + step, weight.out_features)
+        part = grad[:, start:stop] @ weight.rows(torch.arange(start, stop), dtype)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _multiplied_in(weight: PackedWeight) -> torch.dtype:
+    """bfloat16 where the kernel's own product is no finer and the processor multiplies it; float32 for float32."""
+    plain = weight.spec.get("kind") == "fp32" or (weight.blob is None and weight.dtype is torch.float32)
+    return torch.float32 if plain or not _multiplies_bf16() else torch.bfloat16
+
+
+@cache
+def _multiplies_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _Logprobs(torch.autograd.Function):
+    """Log-probabilities of chosen tokens, whose gradient needs the logits alone."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, tokens)
+        return _logprobs(logits.detach(), tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        logits, tokens = ctx.saved_tensors
+        grad = grads[0].to(logits.dtype).unsqueeze(-1)
+        out = torch.softmax(logits, -1).mul_(-grad)
+        return out.scatter_add_(-1, tokens.unsqueeze(-1), grad), None
+
+
+def _logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    if sampling.readable(logits):
+        return sampling.logprobs(logits, torch.arange(len(logits)), tokens, 0)[0]
+    wide = logits.double()
+    return wide.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(wide, -1)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """See `ops.token_logprobs`."""
+    if needed(logits):
+        return _Logprobs.apply(logits, tokens)  # type: ignore[no-untyped-call, no-any-return]
+    return _logprobs(logits, tokens)

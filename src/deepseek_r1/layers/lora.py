@@ -1,0 +1,112 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021): y = base(x) + alpha / rank * B(A(x)), several of them over one base.
+
+Which rows of a batch belong to which adapter stands in the `AdapterRows` that all sites of a model share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deepseek_r1.kernels import ops
+from deepseek_r1.layers.trained import TrainedLinear
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows [start, stop) of a flat batch, which one adapter changes."""
+
+    adapter: str
+    start: int
+    stop: int
+
+
+class AdapterRows:
+    """The adapters' rows of the batch that is computed next: set before the forward pass, read by every site.
+
+    `everywhere` names the adapter of all rows, as in training; else `segments` lists those that have one.
+    """
+
+    def __init__(self) -> None:
+        self.everywhere: str | None = None
+        self.segments: tuple[Segment, ...] = ()
+
+    def of(self, rows: int) -> tuple[Segment, ...]:
+        """The segments of a batch of so many rows."""
+        return self.segments if self.everywhere is None else (Segment(self.everywhere, 0, rows),)
+
+
+class Factors(nn.Module):
+    """One adapter at one site: A (rank, in) and B (out, rank), and what their product counts.
+
+    B starts at zeros, so that a new adapter changes nothing.
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, dropout: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.lora_A = TrainedLinear(a, None, dtype)
+        self.lora_B = TrainedLinear(b, None, dtype)
+        self.scale = scale
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, in) -> B(A(x)) (T, out), which `scale` multiplies."""
+        if self.training and self.dropout:
+            x = nn.functional.dropout(x, self.dropout)
+        return self.lora_B(self.lora_A(x))  # type: ignore[no-any-return]
+
+
+class LoraLinear(nn.Module):
+    """A linear with adapters, each by its name."""
+
+    def __init__(self, base: nn.Module, rows: AdapterRows) -> None:
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self._rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, in) -> (T, out)."""
+        return adapted(self.base(x), x, self.adapters, self._rows)
+
+
+class LoraGroup(nn.Module):
+    """Linears over one input, some with adapters. `base` gives one output per member, in the order of `names`."""
+
+    def __init__(self, base: nn.Module, names: tuple[str, ...], rows: AdapterRows) -> None:
+        super().__init__()
+        self.base = base
+        self.names = names
+        self.members = nn.ModuleDict({name: nn.ModuleDict() for name in names})
+        self._rows = rows
+
+    def of(self, member: str) -> nn.ModuleDict:
+        """The adapters of one member, by name."""
+        held = self.members[member]
+        assert isinstance(held, nn.ModuleDict)
+        return held
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (T, in) -> one output per member."""
+        pairs = zip(self.base(x), self.names, strict=True)
+        return tuple(adapted(out, x, self.of(name), self._rows) for out, name in pairs)
+
+
+def adapted(out: Tensor, x: Tensor, adapters: nn.ModuleDict, rows: AdapterRows) -> Tensor:
+    """out (T, n) with what the adapters add to their rows of it, as they make it of x (T, in).
+
+    A row's result is the same whatever rows stand beside it.
+    """
+    for segment in rows.of(x.shape[0]):
+        if segment.adapter not in adapters:
+            continue
+        factors = adapters[segment.adapter]
+        assert isinstance(factors, Factors)
+        if segment.stop - segment.start == x.shape[0]:
+            out = ops.add(out, factors(x), factors.scale)
+        else:
+            place = slice(segment.start, segment.stop)
+            ops.add_into(out[place], factors(x[place]), factors.scale)
+    return out

@@ -65,7 +65,8 @@ class Engine:
         self.precision = decoder.precision.name
         self.path = ops.PATH
         identity = (weights_version, self.precision, str(ops.LAYOUT_VERSION), self.path)
-        self._cache_key = "|".join(identity).encode()
+        self._identity = "|".join(identity)
+        self._versions: dict[str | None, int] = {None: 0}  # of the model and of its adapters, for cached prefixes
         self._sequences: dict[str, Sequence] = {}
         self._token_bytes: Items[bytes] = ()
         self._eos: frozenset[int] = frozenset()
@@ -77,6 +78,28 @@ class Engine:
         """The table token id -> bytes (b"" for special tokens), and the tokens that end an answer."""
         self._token_bytes = token_bytes
         self._eos = frozenset(eos_token_ids)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that requests may ask for."""
+        return [name for name in self._versions if name is not None]
+
+    def use_adapter(self, name: str) -> None:
+        """Let requests ask for an adapter that surgery has put into the decoder.
+
+        To be called again whenever its factors have changed: what was computed with the older ones is not reused.
+        """
+        known = name in self._versions
+        self._versions[name] = self._versions.get(name, 0) + 1
+        if not known:
+            self.runner.forget_recordings()
+
+    def weights_changed(self) -> None:
+        """Don't reuse what was computed with the weights as they were. No request is running."""
+        if self._sequences:
+            raise RuntimeError("weights may not change under requests that are running")
+        for name in self._versions:
+            self._versions[name] += 1
 
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request. Raises `RequestError` when it can never be served: empty, too long, or unknown tokens."""
@@ -102,7 +125,14 @@ class Engine:
             )
         if request.request_id in self._sequences:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        sequence = Sequence(request, self._token_bytes, self._eos, self._cache_key, self.block_size)
+        if request.adapter not in self._versions:
+            there = ", ".join(self.adapters) or "none"
+            raise RequestError(
+                f"there is no adapter {request.adapter!r}", param="model", remedy=f"adapters that are loaded: {there}"
+            )
+        versions = f"{self._versions[None]}|{request.adapter or ''}|{self._versions[request.adapter]}"
+        cache_key = f"{self._identity}|{versions}".encode()
+        sequence = Sequence(request, self._token_bytes, self._eos, cache_key, self.block_size)
         if sequence.finish_reason is not None:
             raise RequestError("the request to resume is finished already", param="output_ids")
         self._sequences[sequence.id] = sequence

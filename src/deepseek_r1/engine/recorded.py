@@ -12,10 +12,14 @@ from deepseek_r1.engine.paged import KVCache, Paged, Span
 from deepseek_r1.kernels import native
 from deepseek_r1.kernels.recording import Arena, Recording
 from deepseek_r1.kernels.spans import Spans
+from deepseek_r1.layers.lora import Segment
 from deepseek_r1.models.decoder import Decoder
 
 MOST_TOKENS = 64
 """Decode steps of more tokens are not recorded: their kernels take so long that dispatch does not show."""
+
+MOST_RECORDINGS = 512
+"""Adapters in a batch make as many kinds of steps as there are ways to share out its rows."""
 
 _REACH = 8192  # positions up to which one token's attention is shared out among threads
 
@@ -33,14 +37,23 @@ class RecordedSteps:
         self._decoder = decoder
         self._cache = cache
         self._arena = arena
-        self._recordings: dict[tuple[int, bool], Recording] = {}
+        self._recordings: dict[tuple[int, bool, tuple[Segment, ...]], Recording] = {}
         self._most = max(MOST_TOKENS, full)
         self._ids = torch.zeros(self._most, dtype=torch.int64)
         self._positions = torch.zeros(self._most, dtype=torch.int64)
         self._spans = self._make_spans(1024)
 
-    def run(self, ids: Items[int], spans: Items[Span], *, logits: bool = True) -> tuple[Tensor, ...]:
-        """Hidden states of the step's tokens, and with `logits` these too, valid until the next call."""
+    def forget(self) -> None:
+        """Record every step anew."""
+        self._recordings.clear()
+
+    def run(
+        self, ids: Items[int], spans: Items[Span], segments: tuple[Segment, ...] = (), *, logits: bool = True
+    ) -> tuple[Tensor, ...]:
+        """Hidden states of the step's tokens, and with `logits` these too, valid until the next call.
+
+        `segments` are the rows that adapters change, as the decoder's `adapters` have them.
+        """
         tokens = len(ids)
         self._ids.numpy()[:tokens] = ids
         positions = [np.arange(span.start, span.length) for span in spans]
@@ -50,13 +63,16 @@ class RecordedSteps:
             self._spans = self._make_spans(2 * blocks)
             self._recordings.clear()  # they know the addresses of what was there before
         self._spans.fill([(span.start, span.count, span.blocks) for span in spans])
-        recording = self._recordings.get((tokens, logits))
+        key = (tokens, logits, segments)
+        recording = self._recordings.get(key)
         if recording is not None:
             return recording.replay()
         recording = Recording(native.library, self._arena)
         results = recording.make(lambda: self._compute(tokens, spans, logits))
         if recording.foreign is None:
-            self._recordings[tokens, logits] = recording
+            if len(self._recordings) >= MOST_RECORDINGS:
+                del self._recordings[next(iter(self._recordings))]
+            self._recordings[key] = recording
         else:
             self.unable = f"{recording.foreign} has no native kernel"
         return results

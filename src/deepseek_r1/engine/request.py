@@ -54,13 +54,17 @@ class SamplingParams(msgspec.Struct, frozen=True):
 
 
 class GenerateRequest(msgspec.Struct, tag="generate"):
-    """One choice of one request. `output_ids` are tokens emitted earlier (a resume continues after them)."""
+    """One choice of one request. `output_ids` are tokens emitted earlier (a resume continues after them).
+
+    `adapter` names one that the engine has loaded; None asks the model without any.
+    """
 
     request_id: str
     prompt_ids: list[int]
     sampling: SamplingParams
     choice_index: int = 0
     output_ids: list[int] = []
+    adapter: str | None = None
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True):

@@ -18,6 +18,7 @@ from deepseek_r1.engine.sampler import sample
 from deepseek_r1.engine.scheduler import Work
 from deepseek_r1.kernels import ops
 from deepseek_r1.kernels.recording import Arena, using
+from deepseek_r1.layers.lora import Segment
 from deepseek_r1.models.decoder import Decoder
 
 
@@ -60,19 +61,26 @@ class Runner:
     @torch.inference_mode()
     def run(self, work: Items[Work]) -> Computed:
         """Compute the keys and values of all work."""
-        work = sorted(work, key=lambda item: item.count > 1)  # `Paged` wants one-token spans first
+        # `Paged` wants one-token spans first; rows of one adapter stand side by side.
+        work = sorted(work, key=lambda item: (item.count > 1, item.sequence.adapter or ""))
+        self.decoder.adapters.segments = segments = _segments(work)
         spans = [_span(item, item.count) for item in work]
         ids = [token for item in work for token in item.token_ids]
         recorded = self._recorded
         decodes = all(item.samples and item.count == len(item.drafts) + 1 for item in work)
         if recorded is not None and recorded.unable is None:
             if decodes and len(ids) <= MOST_TOKENS:
-                return Computed(work, *recorded.run(ids, spans))
+                return Computed(work, *recorded.run(ids, spans, segments))
             if len(ids) == recorded.full:
-                return Computed(work, *recorded.run(ids, spans, logits=False))
+                return Computed(work, *recorded.run(ids, spans, segments, logits=False))
         paged = Paged(self.cache, spans)
         with using(self._arena):
             return Computed(work, self.decoder(torch.tensor(ids), paged.positions, paged))
+
+    def forget_recordings(self) -> None:
+        """Record steps anew: modules have come or gone."""
+        if self._recorded is not None:
+            self._recorded.forget()
 
     @torch.inference_mode()
     def sample(self, done: Computed) -> list[TokenOutput]:
@@ -148,3 +156,17 @@ class Runner:
 
 def _span(item: Work, count: int) -> Span:
     return Span(item.start, count, item.sequence.blocks, item.sequence.slot)
+
+
+def _segments(work: Items[Work]) -> tuple[Segment, ...]:
+    """The rows of each adapter, runs of the same one joined."""
+    found: list[Segment] = []
+    row = 0
+    for item in work:
+        name, start, row = item.sequence.adapter, row, row + item.count
+        if name is None:
+            continue
+        if found and found[-1].adapter == name and found[-1].stop == start:
+            start = found.pop().start
+        found.append(Segment(name, start, row))
+    return tuple(found)

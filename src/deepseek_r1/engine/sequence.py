@@ -32,6 +32,7 @@ class Sequence:
         self.id = request.request_id
         self.sampling = request.sampling
         self.choice_index = request.choice_index
+        self.adapter = request.adapter
         self.prompt_length = len(request.prompt_ids)
         self.tokens = list(request.prompt_ids)
         self.blocks: list[int] = []

@@ -231,7 +231,7 @@ def _place(decoder: Decoder, site: str, name: str, a: Tensor, b: Tensor, scale: 
             module = LoraLinear(module, decoder.adapters)
             setattr(parent, leaf, module)
         held, dtype = module.adapters, _dtype(module.base)
-    held[name] = Factors(a, b, scale, dropout, dtype)
+    held[name] = Factors(a, b, scale, dropout, dtype).train(decoder.training)  # nothing is dropped but in training
 
 
 def _dtype(base: nn.Module) -> torch.dtype:

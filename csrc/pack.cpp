@@ -58,29 +58,65 @@ void pack(const PackArgs& a, int64_t begin, int64_t end) {
   }
 }
 
+namespace {
+
+// The values of column c of a panel of codes, from k = 0 to padded k, group by group: `put(k, count, values)`.
+template <class Put>
+void column_values(const Weight& w, const uint8_t* panel, int64_t c, Put put) {
+  const Format& f = w.format;
+  const int64_t groups = f.padded_k(w.k) / f.group, unit = f.unit_k();
+  float values[128];
+  for (int64_t g = 0; g < groups; ++g, panel += f.group_bytes()) {
+    const uint8_t* scales = panel + f.group / unit * kUnit;
+    const float scale = packing::scale_at(scales, f, c);
+    const float minimum = f.minima ? packing::scale_at(scales, f, kPanel + c) : 0.0f;
+    const uint8_t* at = panel + c * 4;
+    for (int64_t i = 0; i < f.group; i += unit, at += kUnit)
+      for (int64_t b = 0; b < 4; ++b) {
+        const int32_t byte = at[b];
+        if (unit == 8) {
+          values[i + b] = static_cast<float>((byte & 15) - f.offset()) * scale;
+          values[i + 4 + b] = static_cast<float>((byte >> 4) - f.offset()) * scale;
+        } else {
+          values[i + b] = static_cast<float>(byte - f.offset()) * scale;
+        }
+      }
+    if (f.minima)
+      for (int64_t i = 0; i < f.group; ++i) values[i] += minimum;
+    put(g * f.group, std::min<int64_t>(f.group, w.k - g * f.group), values);
+  }
+}
+
+}  // namespace
+
 void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
   const int64_t k = a.weight.k;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = a.ids[row], c = n % kPanel;
-    auto* panel = const_cast<uint8_t*>(a.weight.panel(n / kPanel));
+    const uint8_t* panel = a.weight.panel(n / kPanel);
+    auto* halves = static_cast<uint16_t*>(a.out) + row * k;
+    auto* floats = static_cast<float*>(a.out) + row * k;
+    if (f.group > 0) {
+      column_values(a.weight, panel, c, [&](int64_t first, int64_t count, const float* values) {
+        for (int64_t i = 0; i < count; ++i) {
+          if (a.out_bf16) halves[first + i] = packing::to_bf16(values[i]);
+          else floats[first + i] = values[i];
+        }
+      });
+      continue;
+    }
     for (int64_t i = 0; i < k; ++i) {
       float value;
       if (f.kind == Kind::fp32) {
         std::memcpy(&value, panel + i * kUnit + c * 4, 4);
-      } else if (f.kind == Kind::bf16) {
+      } else {
         uint16_t bits;
         std::memcpy(&bits, panel + i / 2 * kUnit + c * 4 + i % 2 * 2, 2);
         value = packing::from_bf16(bits);
-      } else {
-        const uint8_t byte = cell(panel, f, i, c)[i % 4];
-        const int32_t code = f.kind == Kind::int8 ? byte : i % 8 < 4 ? byte & 15 : byte >> 4;
-        const uint8_t* scales = panel + (i / f.group + 1) * f.group_bytes() - f.scale_bytes();
-        value = static_cast<float>(code - f.offset()) * packing::scale_at(scales, f, c);
-        if (f.minima) value += packing::scale_at(scales, f, kPanel + c);
       }
-      if (a.out_bf16) static_cast<uint16_t*>(a.out)[row * k + i] = packing::to_bf16(value);
-      else static_cast<float*>(a.out)[row * k + i] = value;
+      if (a.out_bf16) halves[i] = packing::to_bf16(value);
+      else floats[i] = value;
     }
   }
 }

@@ -19,7 +19,12 @@ def chat(config: ChatConfig) -> int:
     from deepseek_r1.serve.local import DeepSeekModel
 
     with DeepSeekModel.from_pretrained(
-        config.model, precision=config.precision, memory=config.memory, max_concurrent=1, speculative=config.speculative
+        config.model,
+        precision=config.precision,
+        memory=config.memory,
+        max_concurrent=1,
+        speculative=config.speculative,
+        adapters=config.adapters,
     ) as model:
         converse(model, config)
     return 0

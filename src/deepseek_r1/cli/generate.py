@@ -16,7 +16,12 @@ def generate(config: GenerateConfig) -> int:
     from deepseek_r1.serve.local import DeepSeekModel
 
     with DeepSeekModel.from_pretrained(
-        config.model, precision=config.precision, memory=config.memory, max_concurrent=1, speculative=config.speculative
+        config.model,
+        precision=config.precision,
+        memory=config.memory,
+        max_concurrent=1,
+        speculative=config.speculative,
+        adapters=config.adapters,
     ) as model:
         if config.json:
             done = model.generate(prompt, **config.sampling)

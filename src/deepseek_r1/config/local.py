@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from deepseek_r1.config.adapters import METAVAR, parse_adapters
 from deepseek_r1.config.base import Config, option
 from deepseek_r1.config.precision import PRECISION_HELP, PRECISION_METAVAR, parse_precision
 from deepseek_r1.config.speculation import HELP, Speculation
@@ -56,10 +57,28 @@ class SamplingConfig(LocalModelConfig):
         default=None, help="the same seed gives the same text; default: drawn at random", minimum=0, maximum=2**63 - 1
     )
     stop: tuple[str, ...] = option(default=(), help="stop before this text; may be given several times", metavar="TEXT")
+    adapter: str | None = option(default=None, help="low-rank adapter in PEFT's files to answer with", metavar=METAVAR)
+
+    def check(self) -> None:
+        """Refuse precisions that are not there, and adapters without a name or a folder."""
+        super().check()
+        parse_adapters(self._named)
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """The folder of the adapter by its name, {} without one."""
+        return parse_adapters(self._named)
+
+    @property
+    def _named(self) -> tuple[str, ...]:
+        return () if self.adapter is None else (self.adapter,)
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The sampling fields by the names `DeepSeekModel.generate` and `.chat` take; unset ones are left out."""
         fields = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
         given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
-        return {**given, "stop": list(self.stop)} if self.stop else given
+        given |= {"stop": list(self.stop)} if self.stop else {}
+        for name in self.adapters:
+            given["model"] = name
+        return given

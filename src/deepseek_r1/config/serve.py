@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deepseek_r1.config.adapters import METAVAR, parse_adapters
 from deepseek_r1.config.base import Config, option
 from deepseek_r1.config.precision import PRECISION_HELP, PRECISION_METAVAR, parse_precision
 from deepseek_r1.config.speculation import HELP, Speculation
@@ -37,6 +38,17 @@ class ServeConfig(Config):
         default=None, help="requests that wait beyond those; more get a 429; default: 4 x --max-concurrent", minimum=0
     )
     speculative: Speculation = option(default="off", help=HELP)
+    adapter: tuple[str, ...] = option(
+        default=(),
+        help="low-rank adapter in PEFT's files, which requests choose by its name as their model; "
+        "may be given several times",
+        metavar=METAVAR,
+    )
+    default_adapter: str | None = option(
+        default=None,
+        help="adapter of requests that name no model, or 'default'; without it they get the model itself",
+        metavar="NAME",
+    )
     api_key: str | None = option(
         default=None,
         help="clients must send this as their bearer token (safer in the environment than on the command line)",
@@ -56,9 +68,19 @@ class ServeConfig(Config):
         """Requests that may wait: `max_queue`, or four times `max_concurrent`."""
         return 4 * self.max_concurrent if self.max_queue is None else self.max_queue
 
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Folders of the adapters by name."""
+        return parse_adapters(self.adapter)
+
     def check(self) -> None:
-        """Refuse precisions that are not there, and keys that no HTTP header can carry."""
+        """Refuse precisions and adapters that are not there, and keys that no HTTP header can carry."""
         parse_precision(self.precision)
+        if self.default_adapter not in (None, *self.adapters):
+            raise ConfigError(
+                f"default_adapter: there is no adapter {self.default_adapter!r}",
+                remedy=f"load it too: --adapter {METAVAR}",
+            )
         if self.api_key is not None and not (
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
@@ -27,6 +28,7 @@ from deepseek_r1.engine.memory import (
     weights_bytes,
 )
 from deepseek_r1.kernels import ops
+from deepseek_r1.models.adapters import adapter_bytes, load_adapter
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.config import ModelConfig
 from deepseek_r1.models.formats import checkpoint_types, resolve
@@ -43,15 +45,17 @@ def load_engine(
     companion_pid: int | None = None,
     max_step_tokens: int = MAX_STEP_TOKENS,
     speculative: Speculation = "off",
+    adapters: Mapping[str, str | Path] = {},
 ) -> Engine:
     """Load the model and give the KV pool what is left of the budget.
 
     `memory_bytes` bounds weights, KV pool, arena and logits. With a `companion_pid` (the server's API process) it
     bounds the proportional set size of both processes, all of it; without one, what the model adds to this process.
     None takes half of the memory that is available at the start. `speculative` says who guesses tokens ahead; with
-    "mtp" the model's prediction modules are loaded too. Raises `CapacityError` when the model does not fit,
+    "mtp" the model's prediction modules are loaded too. `adapters` are folders of low-rank adapters by the names that
+    requests ask for them with. Raises `CapacityError` when the model does not fit,
     `ConfigError` for a way to guess that is not there, `UnsupportedError` when the model has no prediction module to
-    guess with, or layers that can't take a guess back.
+    guess with, or layers that can't take a guess back; and what `load_adapter` does for an adapter of another model.
     """
     speculative = parse_speculation(speculative)
     foreign = 0 if companion_pid is not None else _resident(None)
@@ -64,11 +68,13 @@ def load_engine(
     slot_state = bool({"ring", "delta"} & set(shape.mixers))
     check_speculation(speculative, modules=shape.mtp_layers, slot_state=slot_state, model=str(model_path))
     shape = shape if speculative == "mtp" else served(shape)
-    weights = weights_bytes(shape, config_, storage)
+    weights = weights_bytes(shape, config_, storage) + sum(map(adapter_bytes, adapters.values()))
     steps = (max_concurrent, max_step_tokens)
     before = _resident(companion_pid) - foreign
     _check(shape, config_, budget, before + weights + FREE, steps)
     decoder = load_packed(model_path, config_, mtp=speculative == "mtp")
+    for name, folder in adapters.items():
+        load_adapter(decoder, name, folder)
     _trim()
     # Mapped weights count as resident once they are read, which may not be yet.
     taken = max(_resident(companion_pid) - foreign, before + weights) + MARGIN
@@ -77,7 +83,7 @@ def load_engine(
     # No more than every slot at full length could use. Where every layer keeps a ring or a state, blocks only count.
     most = max_concurrent * -(-length // BLOCK_SIZE)
     room = budget - taken - length_bytes(shape, config_, length, *steps)
-    return Engine(
+    engine = Engine(
         decoder,
         num_blocks=min(most, room // per_block) if per_block else most,
         block_size=BLOCK_SIZE,
@@ -88,6 +94,9 @@ def load_engine(
         weights_bytes=weights,
         speculative=speculative,
     )
+    for name in adapters:
+        engine.use_adapter(name)
+    return engine
 
 
 def _check(shape: ModelConfig, precision: DeepSeekConfig, budget: int, taken: int, steps: tuple[int, int]) -> int:

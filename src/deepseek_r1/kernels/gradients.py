@@ -48,6 +48,94 @@ def needed(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+class _Sum(torch.autograd.Function):
+    """x + scale * y: nothing has to be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Operator, x: Tensor, y: Tensor, scale: float) -> Tensor:
+        ctx.scale, ctx.dtype = scale, y.dtype
+        return run(x.detach(), y.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        of_y = grads[0] if ctx.scale == 1.0 else grads[0] * ctx.scale
+        return None, grads[0], of_y.to(ctx.dtype), None
+
+
+def added(run: Operator, x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """run(x, y), which is x + scale * y."""
+    return _Sum.apply(run, x, y, scale) if needed(x, y) else run(x, y)  # type: ignore[no-untyped-call]
+
+
+class _Turned(torch.autograd.Function):
+    """A rotation, whose gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Operator, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        ctx.run, ctx.dtype = run, x.dtype
+        ctx.save_for_backward(cos, signed_sin)
+        return run(x.detach(), cos, signed_sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
+        cos, signed_sin = ctx.saved_tensors
+        return None, ctx.run(grads[0].contiguous(), cos, -signed_sin).to(ctx.dtype), None, None
+
+
+def turned(run: Operator, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """run(x, cos, signed_sin), which rotates pairs of x's columns."""
+    if needed(x):
+        return _Turned.apply(run, x, cos, signed_sin)  # type: ignore[no-untyped-call, no-any-return]
+    return run(x, cos, signed_sin)
+
+
+class _Swish(torch.autograd.Function):
+    """silu(gate) * up."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Operator, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return run(gate.detach(), up.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return None, torch.ops.aten.silu_backward(grads[0] * up, gate), grads[0] * torch.nn.functional.silu(gate)
+
+
+def swish(run: Operator, gate: Tensor, up: Tensor) -> Tensor:
+    """run(gate, up), which is silu(gate) * up."""
+    return _Swish.apply(run, gate, up) if needed(gate, up) else run(gate, up)  # type: ignore[no-untyped-call]
+
+
+class _Normed(torch.autograd.Function):
+    """weight * x / rms(x) over the last dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Operator, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return run(x.detach(), weight.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        wide, grad = x.float(), grads[0].float()
+        size = wide.shape[-1]
+        scale = torch.rsqrt(torch.linalg.vecdot(wide, wide).div_(size).add_(ctx.eps)).unsqueeze(-1)
+        of_weight = None
+        if ctx.needs_input_grad[2]:
+            of_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0).to(weight.dtype)
+        back = grad * weight.float()
+        share = torch.linalg.vecdot(back, wide).unsqueeze(-1).mul_(scale * scale / size)
+        return None, back.addcmul_(wide, share, value=-1).mul_(scale).to(x.dtype), of_weight, None
+
+
+def normed(run: Operator, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """run(x, weight), which is weight * x / rms(x)."""
+    return _Normed.apply(run, x, weight, eps) if needed(x, weight) else run(x, weight)  # type: ignore[no-untyped-call]
+
+
 class _Product(torch.autograd.Function):
     """x @ weight^T + bias through the packed weight. `master` (out, in) learns where it is given.
 

@@ -57,7 +57,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return reference.rms_norm(x.to(weight.dtype), weight, eps)
 
     if natively(x, weight):
-        return differentiable(lambda x, weight: native.rms_norm(x, weight, eps), formula, x, weight)
+        return gradients.normed(lambda x, weight: native.rms_norm(x, weight, eps), x, weight, eps)
     return formula(x, weight)
 
 
@@ -82,7 +82,7 @@ def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
         return reference.rope(x.to(cos.dtype), cos, signed_sin)
 
     if natively(x, cos):
-        return differentiable(lambda x: native.rope(x, cos, signed_sin), formula, x)
+        return gradients.turned(native.rope, x, cos, signed_sin)
     return formula(x)
 
 
@@ -94,7 +94,8 @@ def gated(activation: str, gate: Tensor, up: Tensor, dtype: torch.dtype | None =
         return reference.gated(activation, gate.to(dtype), up.to(dtype))
 
     if natively(gate, up) and gate.dtype == up.dtype == dtype:
-        return differentiable(lambda gate, up: native.gated(activation, gate, up, dtype), formula, gate, up)
+        run = lambda gate, up: native.gated(activation, gate, up, dtype)  # noqa: E731
+        return gradients.swish(run, gate, up) if activation == "silu" else differentiable(run, formula, gate, up)
     return formula(gate, up)
 
 
@@ -105,7 +106,7 @@ def add(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
         return reference.add(x, y, scale)
 
     if natively(x, y):
-        return differentiable(lambda x, y: native.add(x, y, scale), formula, x, y)
+        return gradients.added(lambda x, y: native.add(x, y, scale), x, y, scale)
     return formula(x, y)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepseek_r1.config.adapters import NAME
 from deepseek_r1.config.lora import ALL_LINEAR, LoraConfig
 from deepseek_r1.core.errors import CheckpointError, ConfigError, UnsupportedError
 from deepseek_r1.layers.linear import Linear, PackedLinear, PackedLinearGroup
@@ -20,12 +21,12 @@ from deepseek_r1.layers.trained import TrainedLinear
 from deepseek_r1.models.checkpoint.safetensors import open_safetensors, write_safetensors
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.families.base import Family
+from deepseek_r1.models.formats import packed_bytes
 from deepseek_r1.models.registry import FAMILIES
 from deepseek_r1.models.shapes import parameter_shapes
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MOST_CONFIG_BYTES = 1 << 20
 
 _SITE = re.compile(r"layers\.\d+\.(attention|mlp)(\.(?!base|adapters|members)\w+)*")
@@ -125,11 +126,17 @@ def load_adapter(decoder: Decoder, name: str, directory: str | PathLike[str]) ->
 
     Raises `UnsupportedError` for what changes the mathematics and isn't built here (DoRA, biases, rslora, …).
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name for an adapter", remedy="use letters, digits, - and _")
     directory = Path(directory)
+    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):  # which is where its factors are kept
+        raise ConfigError(
+            f"{name!r} is no name for the adapter in {directory}",
+            remedy="use letters, digits, - and _, and no word that torch's modules have a meaning for",
+        )
     config = read_adapter_config(directory)
-    sites_by_stored = {stored: site for site, stored in _stored_names(decoder).items()}
+    try:
+        sites_by_stored = {stored: site for site, stored in _stored_names(decoder).items()}
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{directory}: {error.message}", remedy=error.remedy) from None
     parts: dict[str, dict[str, Tensor]] = {}
     with open_safetensors(directory / WEIGHTS_FILE) as checkpoint:
         for key in checkpoint.tensors:
@@ -143,6 +150,8 @@ def load_adapter(decoder: Decoder, name: str, directory: str | PathLike[str]) ->
                     remedy="load the adapter over its own base model",
                 )
             parts.setdefault(site, {})[factor] = torch.from_numpy(checkpoint.read(key)).float()
+        if not parts:
+            raise CheckpointError(checkpoint.path, "tensors", "are missing: the adapter changes nothing")
         for site, pair in parts.items():
             rows, columns = _size(decoder, site)
             shapes = {"lora_A": (config.r, columns), "lora_B": (rows, config.r)}
@@ -156,6 +165,20 @@ def load_adapter(decoder: Decoder, name: str, directory: str | PathLike[str]) ->
     return config
 
 
+def adapter_bytes(directory: str | PathLike[str]) -> int:
+    """Bytes that an adapter's factors take at most once they are loaded: masters, and what products read.
+
+    Reads headers only. Raises `CheckpointError`, `ModelNotFoundError` or `UnsupportedError` for files that can't be
+    loaded over any model.
+    """
+    read_adapter_config(Path(directory))
+    with open_safetensors(Path(directory) / WEIGHTS_FILE) as checkpoint:
+        shapes = [info.shape for info in checkpoint.tensors.values() if len(info.shape) == 2]
+    return sum(
+        4 * rows * columns + max(packed_bytes(rows, columns, size) for size in (2, 4)) for rows, columns in shapes
+    )
+
+
 def read_adapter_config(directory: Path) -> LoraConfig:
     """The settings of PEFT's `adapter_config.json`. Raises `CheckpointError` or `UnsupportedError`."""
     path = directory / CONFIG_FILE
@@ -166,7 +189,7 @@ def read_adapter_config(directory: Path) -> LoraConfig:
         raise CheckpointError(
             path, "file", f"cannot be read: {error.strerror}", remedy="give an adapter's folder"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(path, "file", "is not JSON") from None
     if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
         raise UnsupportedError(f"{path}: peft_type is not LORA", remedy="LoRA is what can be loaded here")

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deepseek_r1.config.precision import DeepSeekConfig
 from deepseek_r1.kernels import ops
@@ -32,7 +33,8 @@ class Decoder(nn.Module):
     """A causal language model over flat batches of tokens; where keys and values live is the context's affair.
 
     `layouts` are what its layers cache, the prediction modules' behind the others. `adapters` says which rows of the
-    next forward pass have an adapter, where surgery has added some.
+    next forward pass have an adapter, where surgery has added some. With `recompute` a layer's activations are computed
+    again in the backward pass instead of being kept.
     """
 
     def __init__(self, config: ModelConfig, precision: DeepSeekConfig) -> None:
@@ -40,6 +42,7 @@ class Decoder(nn.Module):
         self.config = config
         self.precision = precision
         self.adapters = AdapterRows()
+        self.recompute = False
         count = config.layers + config.mtp_layers
         self.embedding = Embedding(config.vocab_size, config.hidden_size, dtype=DTYPES[precision.dtype_of("embedding")])
         self.rotaries = nn.ModuleList(_rotary(rope, precision) for rope in config.ropes)
@@ -66,7 +69,11 @@ class Decoder(nn.Module):
         x = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         rotaries: list[Rotary] = [rotary(positions) for rotary in self.rotaries]
         for layer, rope in zip(self.layers, self.config.layer_ropes, strict=True):
-            x = layer(x, None if rope is None else rotaries[rope], ctx)
+            rotary = None if rope is None else rotaries[rope]
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rotary, ctx, use_reentrant=False)
+            else:
+                x = layer(x, rotary, ctx)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def predict(

@@ -25,13 +25,13 @@ class Answer(StreamFormat, Protocol):
         """The answer, once all choices have ended."""
 
 
-def head(service: Service, request_id: str) -> dict[str, Any]:
+def head(service: Service, request_id: str, submission: Submission) -> dict[str, Any]:
     """How every object of an answer begins. The fingerprint says what the numbers depend on beside the request."""
     ready = service.bridge.require_ready()
     return {
         "id": request_id,
         "created": int(time.time()),
-        "model": service.model_id,
+        "model": submission.choices[0].request.adapter or service.model_id,
         "system_fingerprint": f"{ready.precision}/{ready.path}",
     }
 

@@ -22,6 +22,7 @@ from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from deepseek_r1.config.adapters import checked_adapters
 from deepseek_r1.config.serve import ServeConfig
 from deepseek_r1.core.errors import ConfigError, EngineDiedError
 from deepseek_r1.models.locate import locate_model, served_name
@@ -168,10 +169,11 @@ class Server(uvicorn.Server):
 def run_server(config: ServeConfig, *, engine_command: Sequence[str] = ENGINE_COMMAND) -> None:
     """Serve until SIGINT or SIGTERM. Prints the chat page's address once tokens can move.
 
-    Raises `DeepSeekError` where the server can't start: port in use, unknown model, broken checkpoint, no memory.
-    `engine_command` starts the engine process.
+    Raises `DeepSeekError` where the server can't start: port in use, unknown model, broken checkpoint or adapter, no
+    memory. `engine_command` starts the engine process.
     """
     began = time.monotonic()
+    checked_adapters(config.adapters, served_name(config.model))
     listener = listen(config.host, config.port)
     try:
         path = locate_model(config.model)
@@ -197,7 +199,14 @@ async def _serve(
     model_id = served_name(config.model)
     metrics = ServerMetrics(model_id)
     bridge = Bridge(metrics, max_concurrent=config.max_concurrent, max_queue=config.queue_limit)
-    service = Service(model_id, bridge, metrics, stream_interval=config.stream_interval)
+    service = Service(
+        model_id,
+        bridge,
+        metrics,
+        stream_interval=config.stream_interval,
+        adapters=config.adapters,
+        default_adapter=config.default_adapter,
+    )
     settings = EngineSettings(
         address="",
         model_path=str(path),
@@ -206,6 +215,7 @@ async def _serve(
         max_concurrent=config.max_concurrent,
         parent_pid=os.getpid(),
         speculative=config.speculative,
+        adapters=config.adapters,
     )
     supervisor = Supervisor(settings, bridge, engine_command)
     bridge.attach(supervisor)

@@ -73,7 +73,7 @@ def encode_chat(
 
 async def requests_of(body: ChatCompletionRequest, service: Service, request_id: str) -> list[GenerateRequest]:
     """The engine's requests for one body, one per choice. Raises what makes it impossible, field by field."""
-    service.check_model(body.model)
+    adapter = service.adapter_of(body.model)
     sampling.check_extra_fields(body)
     ready = service.bridge.require_ready()
     if body.top_logprobs is not None and not body.logprobs:
@@ -99,7 +99,7 @@ async def requests_of(body: ChatCompletionRequest, service: Service, request_id:
         think=think,
         max_thinking_tokens=body.max_thinking_tokens,
     )
-    return [GenerateRequest(f"{request_id}-{index}", ids, params, index) for index in range(choices)]
+    return [GenerateRequest(f"{request_id}-{index}", ids, params, index, adapter=adapter) for index in range(choices)]
 
 
 class ChatAnswer:
@@ -109,7 +109,7 @@ class ChatAnswer:
         self._submission = submission
         self._texts = [OutputText(service.vocabulary, c.request.sampling, split=True) for c in submission.choices]
         self._usage = usage
-        self._head = head(service, request_id)
+        self._head = head(service, request_id, submission)
 
     def opening(self) -> list[dict[str, Any]]:
         """The role of each choice."""

@@ -57,7 +57,7 @@ async def requests_of(
 
     A choice counts within its prompt, so that a prompt's answer doesn't depend on its neighbours in the list.
     """
-    service.check_model(body.model)
+    adapter = service.adapter_of(body.model)
     sampling.check_extra_fields(body)
     if body.echo and body.logprobs is not None:
         raise sampling.unsupported("echo", " together with logprobs")
@@ -84,7 +84,7 @@ async def requests_of(
         )
         text = "" if not body.echo else prompt if isinstance(prompt, str) else service.tokenizer.decode(ids)
         for choice in range(choices):
-            work.append(GenerateRequest(f"{request_id}-{len(work)}", ids, params, choice))
+            work.append(GenerateRequest(f"{request_id}-{len(work)}", ids, params, choice, adapter=adapter))
             echoes.append(text)
     return work, echoes
 
@@ -99,7 +99,7 @@ class CompletionAnswer:
         self._texts = [OutputText(service.vocabulary, c.request.sampling, split=False) for c in submission.choices]
         self._echoes = echoes
         self._usage = usage
-        self._head = head(service, request_id) | {"object": "text_completion"}
+        self._head = head(service, request_id, submission) | {"object": "text_completion"}
 
     def opening(self) -> list[dict[str, Any]]:
         """The prompts, where they are to be repeated."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import Any
 
+from deepseek_r1.config.adapters import checked_adapters
 from deepseek_r1.config.precision import DeepSeekConfig
 from deepseek_r1.config.serve import ServeConfig
 from deepseek_r1.core.errors import UnsupportedError
@@ -24,8 +26,8 @@ def precision_name(precision: str | DeepSeekConfig) -> str:
 class Deployer:
     """Serves one model over the OpenAI-compatible API.
 
-    `model_path` is a path, a hub id or "default". Raises `ConfigError` or `UnsupportedError` at once for a precision
-    or a placement that does not exist.
+    `model_path` is a path, a hub id or "default"; `adapters` are folders of low-rank adapters by name. Raises
+    `ConfigError` or `UnsupportedError` at once for a precision or a placement that does not exist.
     """
 
     def __init__(
@@ -33,12 +35,17 @@ class Deployer:
         model_path: str | PathLike[str] = "default",
         precision: str | DeepSeekConfig = "auto",
         device_map: str = "auto",
+        adapters: Mapping[str, str | PathLike[str]] = {},
     ) -> None:
         check_device_map(device_map)
-        self.config = ServeConfig(model=fspath(model_path), precision=precision_name(precision))
+        self.config = ServeConfig(
+            model=fspath(model_path),
+            precision=precision_name(precision),
+            adapter=tuple(f"{name}={folder}" for name, folder in checked_adapters(adapters).items()),
+        )
 
     def serve(self, port: int = 8080, max_concurrent: int = 32, stream_interval: float = 0.05, **options: Any) -> None:
-        """Serve until Ctrl-C. `options` are the other fields of `ServeConfig` (host, memory, api_key, …).
+        """Serve until Ctrl-C. `options` are the other fields of `ServeConfig` (host, memory, default_adapter, …).
 
         Raises `DeepSeekError` when the server can't start, with what is wrong and how to mend it.
         """

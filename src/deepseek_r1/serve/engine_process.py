@@ -170,6 +170,7 @@ def load_real_engine(settings: EngineSettings) -> EngineLike:
         max_concurrent=settings.max_concurrent,
         speculative=settings.speculative,
         companion_pid=settings.parent_pid,  # its memory counts against the same budget
+        adapters=settings.adapters,
     )
 
 

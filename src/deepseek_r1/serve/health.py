@@ -37,23 +37,26 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def models(request: Request) -> responses.ModelList:
-    """The served model."""
-    return responses.ModelList(data=[_model(service_of(request))])
+    """The served model and its adapters, the one that `default` means first."""
+    service = service_of(request)
+    return responses.ModelList(data=[_model(service, name) for name in service.models])
 
 
 @router.get("/v1/models/{model_id:path}")
 async def model(model_id: str, request: Request) -> responses.Model:
-    """The served model by its id or as `default`."""
+    """The served model or one of its adapters by its id, or as `default`."""
     service = service_of(request)
-    service.check_model(model_id)
-    return _model(service)
+    return _model(service, service.adapter_of(model_id) or service.model_id)
 
 
-def _model(service: Service) -> responses.Model:
+def _model(service: Service, name: str) -> responses.Model:
     ready = service.bridge.ready
+    adapter = name != service.model_id
     return responses.Model(
-        id=service.model_id,
+        id=name,
         created=service.created,
         owned_by="deepseek-r1-toolkit",
+        root=service.root_of(name) if adapter else name,
+        parent=service.model_id if adapter else None,
         max_model_len=None if ready is None else ready.max_model_len,
     )

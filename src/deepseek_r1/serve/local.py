@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from pydantic import ValidationError
 
+from deepseek_r1.config.adapters import BASE, checked_adapters
 from deepseek_r1.config.base import parse_size
 from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
 from deepseek_r1.config.speculation import Speculation
@@ -21,7 +22,7 @@ from deepseek_r1.core.errors import RequestError
 from deepseek_r1.engine.build import load_engine
 from deepseek_r1.engine.engine import Engine
 from deepseek_r1.engine.request import GenerateRequest, ThinkFormat, TokenLogprobs, TokenOutput
-from deepseek_r1.models.locate import locate_model
+from deepseek_r1.models.locate import locate_model, served_name
 from deepseek_r1.models.text.chat_template import opens_thinking
 from deepseek_r1.models.text.load import load_tokenizer
 from deepseek_r1.models.text.tokenizer import Tokenizer
@@ -86,11 +87,13 @@ class DeepSeekModel:
         max_concurrent: int = 32,
         speculative: Speculation = "off",
         device_map: str = "auto",
+        adapters: Mapping[str, str | PathLike[str]] = {},
     ) -> DeepSeekModel:
         """Load a model: a path, a hub id, or "default". `memory` (bytes, or "4GiB") bounds the process.
 
         `speculative` guesses tokens ahead, which changes none of them: "ngram" where a request repeats itself, "mtp" by
-        the model's prediction module.
+        the model's prediction module. `adapters` are folders of low-rank adapters by name: `model="name"` of `generate`
+        and `chat` chooses one.
 
         `precision` is short for `config=DeepSeekConfig(precision)`. Raises `DeepSeekError` with the remedy when the
         model isn't there, isn't supported, or doesn't fit.
@@ -99,6 +102,7 @@ class DeepSeekModel:
         if config is not None and precision is not None and parse_precision(precision) != config:
             raise RequestError("precision and config disagree", param="precision", remedy="give one of them")
         config = config or parse_precision(precision or "auto")
+        folders = checked_adapters(adapters, served_name(fspath(path)))
         located = locate_model(fspath(path))
         budget = parse_size(memory) if isinstance(memory, str) else memory
         engine = load_engine(
@@ -107,6 +111,7 @@ class DeepSeekModel:
             memory_bytes=budget,
             max_concurrent=max_concurrent,
             speculative=speculative,
+            adapters=folders,
         )
         resolved = parse_precision(engine.precision) if config.precision_mode == "auto" else config
         return cls(engine, load_tokenizer(located), resolved)
@@ -137,7 +142,8 @@ class DeepSeekModel:
         """Continue a prompt (text or token ids) or a list of prompts, which run as one batch.
 
         `sampling` takes the fields of /v1/completions: max_tokens (default: what is left of the context), temperature
-        (default 1), top_p, top_k, min_p, seed, stop, ignore_eos, logprobs, penalties, logit_bias. Returns a
+        (default 1), top_p, top_k, min_p, seed, stop, ignore_eos, logprobs, penalties, logit_bias, model (an adapter's
+        name). Returns a
         `Generation` for one text, a list for a list of prompts (one list of ids is one prompt, and gives one
         `Generation`), or an iterator of `Chunk` with `stream=True`. Raises `RequestError` naming the field at fault.
         """
@@ -195,6 +201,7 @@ class DeepSeekModel:
         if stream and not single:
             raise RequestError("stream=True takes one prompt", param="stream", remedy="start one stream per prompt")
         seed = secrets.randbits(63) if body.seed is None else body.seed
+        adapter = None if body.model == BASE else body.model
         requests = []
         for index, ids in enumerate(prompts):
             params = sampling_params(
@@ -207,7 +214,7 @@ class DeepSeekModel:
                 max_thinking_tokens=body.max_thinking_tokens if isinstance(body, ChatCompletionRequest) else None,
             )
             # Equal prompts of one call differ in their random numbers, as the choices of one request do.
-            requests.append(GenerateRequest(f"local-{next(self._ids)}", ids, params, index))
+            requests.append(GenerateRequest(f"local-{next(self._ids)}", ids, params, index, adapter=adapter))
         self._submit(requests)
         if stream:
             return self._stream(requests[0], split)

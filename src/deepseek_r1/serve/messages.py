@@ -93,6 +93,8 @@ class EngineSettings(msgspec.Struct):
     parent_pid: int
     speculative: Speculation = "off"
     options: dict[str, str] = {}
+    adapters: dict[str, str] = {}
+    """Folders of low-rank adapters, by name."""
 
 
 ToEngine = Hello | GenerateRequest | Cancel | Ping

@@ -141,12 +141,14 @@ class DetokenizeResponse(BaseModel):
 
 
 class Model(BaseModel):
-    """The served model."""
+    """The served model, or an adapter of it."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    root: str = Field(description="what it was loaded from: of an adapter, the folder's name")
+    parent: str | None = Field(description="the model that an adapter changes; null for the model itself")
     max_model_len: int | None = Field(description="tokens of context; null while the engine is not ready")
 
 

@@ -74,7 +74,9 @@ class StreamOptions(RequestBody):
 class SamplingBody(RequestBody):
     """How tokens are chosen and when to stop, the same for chat and completions."""
 
-    model: str | None = Field(None, description="the served model's id, or 'default'; absent means the same")
+    model: str | None = Field(
+        None, description="the id of the served model or of an adapter, or 'default'; absent means the same"
+    )
     max_tokens: int | None = Field(
         None, ge=1, le=INT32_MAX, description="tokens to generate at most; default: what is left of the context"
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
+from deepseek_r1.config.adapters import BASE
 from deepseek_r1.core.errors import EngineDiedError
 from deepseek_r1.models.text.tokenizer import Tokenizer
 from deepseek_r1.operate.metrics import ServerMetrics
@@ -22,15 +24,32 @@ from deepseek_r1.serve.output_text import Vocabulary
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MOST_NAMED = 10
+"""Models that an error names at most."""
+
 LONG_TEXT = 4096
 """Characters above which text is handled off the event loop: streams must not stall behind one long prompt."""
 
 
 class Service:
-    """The state behind the routes of one app."""
+    """The state behind the routes of one app.
 
-    def __init__(self, model_id: str, bridge: Bridge, metrics: ServerMetrics, *, stream_interval: float) -> None:
+    `adapters` are the folders of the low-rank adapters by name; `default_adapter` answers who names no model.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        bridge: Bridge,
+        metrics: ServerMetrics,
+        *,
+        stream_interval: float,
+        adapters: Mapping[str, str] = {},
+        default_adapter: str | None = None,
+    ) -> None:
         self.model_id = model_id
+        self.default_adapter = default_adapter
+        self._folders = dict(adapters)
         self.bridge = bridge
         self.metrics = metrics
         self.stream_interval = stream_interval
@@ -62,15 +81,31 @@ class Service:
             raise EngineDiedError("the model is being loaded", remedy="try again shortly")
         return self._vocabulary
 
-    def check_model(self, name: str | None) -> None:
-        """Raise the 404 of a model that isn't served here."""
-        if name not in (None, "default", self.model_id):
-            raise ApiError(
-                404,
-                f"the model {name[:200]!r} is not served here; use 'default' or {self.model_id!r}",
-                code="model_not_found",
-                param="model",
-            )
+    @property
+    def models(self) -> list[str]:
+        """The ids of the model and of its adapters, the one that `default` means first."""
+        first = self.default_adapter or self.model_id
+        return [first, *(name for name in (self.model_id, *self._folders) if name != first)]
+
+    def root_of(self, adapter: str) -> str:
+        """The name of an adapter's folder."""
+        return Path(self._folders[adapter]).absolute().name
+
+    def adapter_of(self, name: str | None) -> str | None:
+        """The adapter that a request for the model `name` asks for. Raises the 404 of a model that isn't served."""
+        if name in (None, BASE):
+            return self.default_adapter
+        if name == self.model_id:
+            return None
+        if name in self._folders:
+            return name
+        *others, last = map(repr, [BASE, *self.models[:MOST_NAMED]])
+        raise ApiError(
+            404,
+            f"the model {name[:200]!r} is not served here; use {', '.join(others)} or {last}",
+            code="model_not_found",
+            param="model",
+        )
 
     async def with_text(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` on a text of `size` characters: here when short, else off the event loop."""

@@ -18,7 +18,7 @@ router = APIRouter(tags=["text"], responses=responses.ERRORS, route_class=Strict
 async def tokenize(body: TokenizeRequest, request: Request) -> responses.TokenizeResponse:
     """The token ids of a text, or of messages rendered by the chat template."""
     service = service_of(request)
-    service.check_model(body.model)
+    service.adapter_of(body.model)  # any of them: they share the tokenizer
     sampling.check_extra_fields(body)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give either prompt or messages", param="prompt", code="invalid_value")
@@ -44,7 +44,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> responses.Tokeniz
 async def detokenize(body: DetokenizeRequest, request: Request) -> responses.DetokenizeResponse:
     """The text of token ids, special tokens included."""
     service = service_of(request)
-    service.check_model(body.model)
+    service.adapter_of(body.model)  # any of them: they share the tokenizer
     sampling.check_extra_fields(body)
     tokenizer = service.tokenizer
     if body.tokens and max(body.tokens) >= tokenizer.vocab_size:

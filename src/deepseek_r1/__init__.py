@@ -13,18 +13,35 @@ from deepseek_r1.core.version import __version__
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 if TYPE_CHECKING:
+    from deepseek_r1.config.optimizer import OptimizerConfig as OptimizerConfig
     from deepseek_r1.config.precision import DeepSeekConfig as DeepSeekConfig
     from deepseek_r1.serve.deployer import Deployer as Deployer
     from deepseek_r1.serve.local import DeepSeekModel as DeepSeekModel
+    from deepseek_r1.train.adaptive import AdaptiveOptimizer as AdaptiveOptimizer
+    from deepseek_r1.train.progressive import progressive_rl_training as progressive_rl_training
 
 _EXPORTS = {
+    "AdaptiveOptimizer": "deepseek_r1.train.adaptive",
     "DeepSeekConfig": "deepseek_r1.config.precision",
     "DeepSeekModel": "deepseek_r1.serve.local",
     "Deployer": "deepseek_r1.serve.deployer",
+    "OptimizerConfig": "deepseek_r1.config.optimizer",
     "layers": "",
+    "progressive_rl_training": "deepseek_r1.train.progressive",
+    "scheduler": "",
 }
 
-__all__ = ["DeepSeekConfig", "DeepSeekModel", "Deployer", "__version__", "layers"]
+__all__ = [
+    "AdaptiveOptimizer",
+    "DeepSeekConfig",
+    "DeepSeekModel",
+    "Deployer",
+    "OptimizerConfig",
+    "__version__",
+    "layers",
+    "progressive_rl_training",
+    "scheduler",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -326,3 +326,33 @@ def test_several_models(browser: Any, server: FakeServer) -> None:
         page.reload()
         page.wait_for_selector("#models:not([hidden])")
         assert page.input_value("#models") == "two"
+
+
+def test_one_model_is_no_choice(page: Any) -> None:
+    page.wait_for_selector("#model:has-text('smollm2')")
+    assert page.is_hidden("#models") and page.is_visible("#model")
+
+
+def test_a_choice_of_models_by_name_and_keyboard(browser: Any, server: FakeServer) -> None:
+    """It stays when the engine comes back, whatever another tab has chosen; what is gone falls back to the first."""
+    server.models = ["one", "two", "three"]
+    with opened_page(browser, server.url, []) as page:
+        choice = page.get_by_role("combobox", name="Model")
+        assert choice.input_value() == "one" and page.is_hidden("#model")
+        choice.focus()
+        page.keyboard.press("ArrowDown")
+        page.evaluate("localStorage.setItem('deepseek-r1.model', JSON.stringify('three'))")
+        rounds = ((["one", "two", "three"], "two"), (["one", "three"], "three"), (["one", "four"], "one"))
+        for number, (models, chosen) in enumerate(rounds):
+            server.models = models
+            page.click("#open-settings")
+            page.fill("#api_key", f"key{number}")  # with another key the list is asked for again
+            page.keyboard.press("Enter")
+            for _ in range(100):
+                if f"Bearer key{number}" in server.authorizations:
+                    break
+                page.wait_for_timeout(50)
+            page.wait_for_timeout(100)
+            assert (page.locator("#models option").all_inner_texts(), choice.input_value()) == (models, chosen)
+            ask_and_wait(page, "hello")
+            assert server.requests[-1]["model"] == chosen

@@ -12,6 +12,7 @@ from chat_driver import ask, ask_and_wait, last_answer, opened_page
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "server"))
 from real_server import start_real
+from server_process import Launcher, script
 
 
 def test_the_page_on_the_real_server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -37,5 +38,26 @@ def test_the_page_on_the_real_server(browser: Any, tmp_path_factory: pytest.Temp
             server.process.wait(15)
             page.wait_for_selector("#banner:not([hidden])")
             assert "not answering" in page.inner_text("#banner")
+    finally:
+        server.close()
+
+
+def test_the_page_on_a_server_with_adapters(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The scripted engine says which adapter it was asked for; the server's default one is chosen at first."""
+    folder = tmp_path_factory.mktemp("p")
+    server = Launcher(folder).start(adapter=[f"poet={folder}", f"clerk={folder}"], default_adapter="clerk")
+    try:
+        with opened_page(browser, server.url, []) as page:
+            choice = page.get_by_role("combobox", name="Model")
+            assert page.locator("#models option").all_inner_texts() == ["clerk", "tiny", "poet"]
+            for model, said in (("clerk", "clerk"), ("poet", "poet"), ("tiny", "none")):
+                if model != "clerk":
+                    choice.select_option(model)
+                page.click("#new-chat")
+                ask_and_wait(page, script(name=True))
+                assert last_answer(page) == said
+            page.reload()
+            page.wait_for_selector("#models:not([hidden])")
+            assert choice.input_value() == "tiny", "the last choice is remembered"
     finally:
         server.close()

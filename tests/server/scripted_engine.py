@@ -2,6 +2,7 @@
 
 The last `@{...}@` in the prompt's text is a JSON object:
   say        text to emit, one token per piece (pieces: a list of strings or of byte lists)
+  name       emit the name of the request's adapter, or "none"
   forever    emit "x" until max_tokens
   delay      seconds per step
   crash      die by SIGKILL at this many tokens
@@ -47,6 +48,8 @@ class Running:
         self.counter = ThinkCounter(think.open, think.close, think.starts_open)
         self.forced: list[int] = []
         self.planned: list[int] | None = None
+        if script.get("name"):
+            self.planned = list((request.adapter or "none").encode())
         if "say" in script or "pieces" in script:
             pieces = script.get("pieces") or [script["say"]]
             data = [bytes(piece) if isinstance(piece, list) else piece.encode() for piece in pieces]
@@ -196,6 +199,9 @@ def load(settings: EngineSettings) -> ScriptedEngine:
         if os.path.exists(marker):
             raise CheckpointError(settings.model_path, "tensor x", "is cut short")
         open(marker, "w").close()
+    for folder in settings.adapters.values():
+        if not os.path.isdir(folder):
+            raise CheckpointError(folder, "file", "cannot be read", remedy="give an adapter's folder")
     engine = ScriptedEngine(settings.max_concurrent)
     engine.vocab_size = 262
     return engine

@@ -253,7 +253,7 @@ def test_generate_streams(seen: dict[str, Any], capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "one two\x1b[2J 三\n"
     assert seen["loaded"] == (
         "x.gguf",
-        {"precision": "bf16", "memory": None, "max_concurrent": 1, "speculative": "off"},
+        {"precision": "bf16", "memory": None, "max_concurrent": 1, "speculative": "off", "adapters": {}},
     )
     assert seen["settings"] == {
         "max_tokens": 5,

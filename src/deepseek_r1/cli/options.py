@@ -39,7 +39,8 @@ def add_options(parser: argparse.ArgumentParser, config: type[Config]) -> None:
     for spec in config.options():
         help = describe(spec).replace("%", "%%")
         if spec.positional:
-            parser.add_argument(spec.name, nargs="?", default=argparse.SUPPRESS, metavar=spec.metavar, help=help)
+            nargs = "*" if spec.kind == "strings" else "?"
+            parser.add_argument(spec.name, nargs=nargs, default=argparse.SUPPRESS, metavar=spec.metavar, help=help)
         elif spec.kind == "bool":
             parser.add_argument(
                 *flags(spec),

@@ -9,11 +9,14 @@ from deepseek_r1.config.bench import BenchmarkConfig, RooflineConfig
 from deepseek_r1.config.cache import CacheConfig
 from deepseek_r1.config.chat import ChatConfig
 from deepseek_r1.config.doctor import DoctorConfig
+from deepseek_r1.config.evaluate import EvaluateConfig
 from deepseek_r1.config.generate import GenerateConfig
 from deepseek_r1.config.inspect import InspectConfig, ListConfig
 from deepseek_r1.config.plan import PlanConfig
 from deepseek_r1.config.pull import PullConfig
+from deepseek_r1.config.runs import RolloutsViewConfig, RunReportConfig, RunViewConfig
 from deepseek_r1.config.serve import ServeConfig
+from deepseek_r1.config.train import TrainCommand
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ VERBS = (
     ),
     Verb(("chat",), "chat with a model in the terminal", ChatConfig, "deepseek_r1.cli.chat:chat"),
     Verb(("generate",), "continue one prompt", GenerateConfig, "deepseek_r1.cli.generate:generate"),
+    Verb(
+        ("train",),
+        "train a model, or an adapter over it, as a recipe says: from examples, a teacher or rewards",
+        TrainCommand,
+        "deepseek_r1.cli.train:train",
+    ),
     Verb(("models", "list"), "list the models on this machine", ListConfig, "deepseek_r1.cli.models:list_models"),
     Verb(
         ("models", "inspect"),
@@ -68,7 +77,31 @@ VERBS = (
         PlanConfig,
         "deepseek_r1.cli.plan:plan_model",
     ),
+    Verb(
+        ("runs", "view"),
+        "look at a training run while it goes on: curves, rollouts and evaluation on a page",
+        RunViewConfig,
+        "deepseek_r1.cli.runs:view_run",
+    ),
+    Verb(
+        ("runs", "report"),
+        "write a run's report into its folder, as one HTML page and as Markdown",
+        RunReportConfig,
+        "deepseek_r1.cli.runs:report_run",
+    ),
+    Verb(
+        ("rollouts", "view"),
+        "print what the model wrote in reinforcement learning, with its rewards",
+        RolloutsViewConfig,
+        "deepseek_r1.cli.runs:view_rollouts",
+    ),
     Verb(("doctor",), "check this machine, and say how to mend it", DoctorConfig, "deepseek_r1.cli.doctor:doctor"),
+    Verb(
+        ("evaluate",),
+        "say what a model or a server can do: reasoning, multiple choice, numbers as answers, perplexity",
+        EvaluateConfig,
+        "deepseek_r1.cli.evaluate:evaluate",
+    ),
     Verb(
         ("benchmark",),
         "measure throughput, time to first token and inter-token latency, or compare with other engines",
@@ -86,5 +119,7 @@ VERBS = (
 GROUPS = {
     "models": "list, describe and fetch models",
     "cache": "show and empty the cache of packed weights",
+    "runs": "look at training runs",
+    "rollouts": "look at what a model wrote in training",
 }
 """Words that only group verbs."""

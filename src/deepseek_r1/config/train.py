@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from deepseek_r1.config.base import option
+from typing import Any
+
+from deepseek_r1.config.base import Config, Option, option, read_file
 from deepseek_r1.config.optimizer import OptimizerConfig
 from deepseek_r1.core.errors import ConfigError
+from deepseek_r1.core.registry import nearest
 
 METHODS = ("sft", "distill", "grpo")
 SCHEDULES = ("cosine", "constant", "adaptive")
-LOSSES = ("token", "sequence")
 
 
 class TrainConfig(OptimizerConfig):
@@ -111,3 +113,39 @@ class TrainConfig(OptimizerConfig):
             raise ConfigError(
                 "precision fp16 is for training all weights", remedy="use precision=bf16 or adapter=false"
             )
+
+
+class TrainCommand(Config):
+    """What `deepseek-r1 train` is told: a recipe, and what to change in it."""
+
+    recipe: str | None = option(
+        default=None, help="TOML or YAML file of settings; may be left out", metavar="RECIPE", positional=True
+    )
+    settings: tuple[str, ...] = option(
+        default=(), help="settings that win over the recipe's", metavar="KEY=VALUE", positional=True
+    )
+    only_data: bool = option(default=False, help="report on the data, and train nothing")
+
+    def resolved(self) -> TrainConfig:
+        """The run's settings. Raises `ConfigError` for a word that is no setting or has a wrong value."""
+        recipe, words = self.recipe, list(self.settings)
+        if recipe is not None and "=" in recipe:  # no recipe: every word is a setting
+            words.insert(0, recipe)
+            recipe = None
+        values = {} if recipe is None else read_file(recipe)
+        specs = {spec.name: spec for spec in TrainConfig.options()}
+        for word in words:
+            name, equals, text = word.partition("=")
+            if not equals or name not in specs:
+                near = nearest(name, list(specs))
+                raise ConfigError(f"{word!r} is no setting of a run{near}", remedy="write KEY=VALUE, as lr=1e-4")
+            values[name] = _value(specs[name], text)
+        return TrainConfig.from_mapping(values)
+
+
+def _value(spec: Option, text: str) -> Any:
+    if spec.nullable and text.lower() in ("none", "null"):
+        return None
+    if spec.kind == "bool" and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return spec.parsed(text)

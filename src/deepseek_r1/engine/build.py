@@ -68,7 +68,9 @@ def load_engine(
     slot_state = bool({"ring", "delta"} & set(shape.mixers))
     check_speculation(speculative, modules=shape.mtp_layers, slot_state=slot_state, model=str(model_path))
     shape = shape if speculative == "mtp" else served(shape)
-    weights = weights_bytes(shape, config_, storage) + sum(map(adapter_bytes, adapters.values()))
+    item = 4 if config_.dtype_of("linear") == "fp32" else 2  # adapters of linears in 8 or 4 bits compute in bf16
+    added = sum(adapter_bytes(folder, item) for folder in adapters.values())
+    weights = weights_bytes(shape, config_, storage) + added
     steps = (max_concurrent, max_step_tokens)
     before = _resident(companion_pid) - foreign
     _check(shape, config_, budget, before + weights + FREE, steps)

@@ -165,8 +165,8 @@ def load_adapter(decoder: Decoder, name: str, directory: str | PathLike[str]) ->
     return config
 
 
-def adapter_bytes(directory: str | PathLike[str]) -> int:
-    """Bytes that an adapter's factors take at most once they are loaded: masters, and what products read.
+def adapter_bytes(directory: str | PathLike[str], item_bytes: int) -> int:
+    """Bytes that an adapter's factors take once loaded: masters, and what products read, `item_bytes` to a number.
 
     Reads headers only. Raises `CheckpointError`, `ModelNotFoundError` or `UnsupportedError` for files that can't be
     loaded over any model.
@@ -174,9 +174,7 @@ def adapter_bytes(directory: str | PathLike[str]) -> int:
     read_adapter_config(Path(directory))
     with open_safetensors(Path(directory) / WEIGHTS_FILE) as checkpoint:
         shapes = [info.shape for info in checkpoint.tensors.values() if len(info.shape) == 2]
-    return sum(
-        4 * rows * columns + max(packed_bytes(rows, columns, size) for size in (2, 4)) for rows, columns in shapes
-    )
+    return sum(4 * rows * columns + packed_bytes(rows, columns, item_bytes) for rows, columns in shapes)
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:

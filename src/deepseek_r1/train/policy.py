@@ -13,15 +13,15 @@ from torch import nn
 from deepseek_r1.config.lora import LoraConfig
 from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.config.train import TrainConfig
-from deepseek_r1.models.adapters import add_adapter, load_adapter, save_adapter, trained_factors
+from deepseek_r1.models.adapters import add_adapter, factors, load_adapter, save_adapter, trained_factors
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.loading import load_decoder
 from deepseek_r1.models.packed_cache import load_packed
 from deepseek_r1.models.saving import save_model
 from deepseek_r1.models.surgery import refresh_trained, train_all
 
-ADAPTER = "trained"
-"""The name, inside a run, of the adapter that learns."""
+ADAPTER, REFERENCE = "trained", "reference"
+"""The names, inside a run, of the adapter that learns, and of the one that it started from."""
 
 
 @dataclass
@@ -49,14 +49,16 @@ class Policy:
             self.decoder.eval()
 
     @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Within, rows go through the frozen weights alone: the policy as it was before it learnt."""
-        before = self.decoder.adapters.everywhere
-        self.decoder.adapters.everywhere = None
+    def reference(self) -> Iterator[None]:
+        """Within, rows go through the policy as it was before it learnt, without dropout."""
+        everywhere, training = self.decoder.adapters.everywhere, self.decoder.training
+        self.decoder.adapters.everywhere = REFERENCE if factors(self.decoder, REFERENCE) else None
+        self.decoder.eval()
         try:
             yield
         finally:
-            self.decoder.adapters.everywhere = before
+            self.decoder.adapters.everywhere = everywhere
+            self.decoder.train(training)
 
     def save(self, folder: Path) -> Path:
         """Write what was learnt: PEFT's files of the adapter, or the whole model."""
@@ -85,6 +87,8 @@ def load_policy(config: TrainConfig, model: Path) -> Policy:
         add_adapter(decoder, ADAPTER, lora, seed=config.seed)
     else:
         lora = load_adapter(decoder, ADAPTER, config.start_from)
+        if config.kl_weight:
+            load_adapter(decoder, REFERENCE, config.start_from)
     return Policy(decoder, dict(trained_factors(decoder, ADAPTER)), lora, config.model)
 
 

@@ -186,8 +186,8 @@ async function loadModels() {
     if (error.status === 401) showNotice("This server wants an API key: enter it in the settings.");
     return;
   }
-  const wanted = readChoice("model");
-  model = names.includes(wanted) ? wanted : (names[0] ?? "default");
+  // What is chosen here stays chosen when the engine comes back, whatever another tab chose meanwhile.
+  model = [model, readChoice("model"), names[0]].find((name) => names.includes(name)) ?? "default";
   modelName.textContent = model;
   modelName.title = model;
   modelName.hidden = names.length > 1;

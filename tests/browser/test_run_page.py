@@ -56,7 +56,7 @@ def test_curves_follow_the_trainer(page: Any, run_server: RunServer) -> None:
     with RunWriter(run_server.folder) as writer:
         writer.step(metrics(61) | {"kl": None})
         page.wait_for_selector("figure[data-name=reward] output:has-text('0.61 at step 61')")
-        assert page.inner_text("figure[data-name=kl] svg") == "no values to draw"
+        assert page.text_content("figure[data-name=kl] svg") == "no values to draw"
         writer.rewind(30)  # resumed from a checkpoint
         page.wait_for_selector("figure[data-name=reward] output:has-text('0.3 at step 30')")
         assert len(curve(page, "reward", "raw")) == 30

@@ -86,15 +86,14 @@ def test_an_adapters_rollouts_have_the_trainers_bits_before_and_after_an_update(
     for update in range(2):
         found = rollouts(engine, ["own"])
         assert engine.stats.prefix_hit_tokens > 0
-        decoder.adapters.everywhere = "own"
         for threads, at_once in ((1, 1), (2, 5), (1, 12)):
             before = ops.threads()
             ops.set_threads(threads)
-            difference, loss = worst(decoder, list(found.values()), at_once)
+            with decoder.adapters.everywhere("own"):
+                difference, loss = worst(decoder, list(found.values()), at_once)
             ops.set_threads(before)
             assert difference == 0.0
         loss.backward()  # type: ignore[no-untyped-call]
-        decoder.adapters.everywhere = None
         for _, parameter in trained_factors(decoder, "own"):
             assert parameter.grad is not None and parameter.grad.abs().max() > 0
             parameter.data -= 0.05 * parameter.grad.sign()

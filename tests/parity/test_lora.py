@@ -43,8 +43,8 @@ POSITIONS = torch.cat((torch.arange(19), torch.arange(8)))
 
 
 def logits_of(decoder: Decoder, adapter: str | None = "own") -> torch.Tensor:
-    decoder.adapters.everywhere = adapter
-    return decoder.logits(decoder(IDS, POSITIONS, Packed(LENGTHS)))
+    with decoder.adapters.everywhere(adapter):
+        return decoder.logits(decoder(IDS, POSITIONS, Packed(LENGTHS)))
 
 
 def fill(decoder: Decoder, name: str = "own", seed: int = 1) -> None:
@@ -117,19 +117,17 @@ def test_rows_of_several_adapters_are_those_of_each_alone(precision: str, models
     fill(decoder, "other", seed=2)
     alone = {name: logits_of(decoder, name) for name in ("own", "other", None)}
     assert not torch.equal(alone["own"], alone["other"])
-    decoder.adapters.everywhere = None
     for segments in (
         (Segment("own", 0, 19), Segment("other", 19, 27)),
         (Segment("other", 0, 19),),
         (Segment("own", 19, 27),),
         (),
     ):
-        decoder.adapters.segments = segments
-        mixed = decoder.logits(decoder(IDS, POSITIONS, Packed(LENGTHS)))
+        with decoder.adapters.at(segments):
+            mixed = decoder.logits(decoder(IDS, POSITIONS, Packed(LENGTHS)))
         for start, stop in ((0, 19), (19, 27)):
             name = next((s.adapter for s in segments if s.start == start), None)
             assert torch.equal(bits(mixed[start:stop]), bits(alone[name][start:stop]))
-    decoder.adapters.segments = ()
     remove_adapter(decoder, "own")
     assert not factors(decoder, "own") and torch.equal(logits_of(decoder, "own"), alone[None])
 

@@ -17,7 +17,8 @@ import deepseek_r1
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src/deepseek_r1"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PAGE = sorted(path for path in (PACKAGE / "serve/page").iterdir() if path.suffix in (".js", ".css", ".html"))
+PAGES = ("serve/page", "operate/runs/static")
+PAGE = sorted(path for page in PAGES for path in (PACKAGE / page).iterdir() if path.suffix in (".js", ".css", ".html"))
 
 MAX_LINES = 400
 LONG_FILES: dict[str, str] = {}
@@ -148,7 +149,7 @@ def test_public_surface() -> None:
     assert dir(deepseek_r1) == list(deepseek_r1.__all__)
     for public in deepseek_r1.__all__:
         assert getattr(deepseek_r1, public) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'Deploier'; it exports DeepSeekConfig"):
+    with pytest.raises(AttributeError, match="has no attribute 'Deploier'; it exports AdaptiveOptimizer, DeepSeekConfig"):
         deepseek_r1.Deploier  # noqa: B018
 
 

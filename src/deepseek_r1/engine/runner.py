@@ -63,7 +63,11 @@ class Runner:
         """Compute the keys and values of all work."""
         # `Paged` wants one-token spans first; rows of one adapter stand side by side.
         work = sorted(work, key=lambda item: (item.count > 1, item.sequence.adapter or ""))
-        self.decoder.adapters.segments = segments = _segments(work)
+        segments = _segments(work)
+        with self.decoder.adapters.at(segments):
+            return self._run(work, segments)
+
+    def _run(self, work: list[Work], segments: tuple[Segment, ...]) -> Computed:
         spans = [_span(item, item.count) for item in work]
         ids = [token for item in work for token in item.token_ids]
         recorded = self._recorded

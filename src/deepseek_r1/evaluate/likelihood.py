@@ -76,12 +76,8 @@ def _logprobs(
 ) -> Tensor:
     """ids and positions (T,), rows (n,) of them whose next tokens are `wanted` (n,) -> (n,) float64."""
     decoder = target.decoder
-    before = decoder.adapters.everywhere
-    decoder.adapters.everywhere = target.adapter
-    try:
+    with decoder.adapters.everywhere(target.adapter):
         hidden = decoder(ids, positions, Packed(lengths))[rows]  # (n, hidden)
-    finally:
-        decoder.adapters.everywhere = before
     pieces = zip(torch.split(hidden, _PIECE), torch.split(wanted, _PIECE), strict=True)
     return torch.cat([ops.token_logprobs(decoder.logits(some), tokens) for some, tokens in pieces])
 

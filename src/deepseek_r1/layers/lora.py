@@ -5,6 +5,8 @@ Which rows of a batch belong to which adapter stands in the `AdapterRows` that a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,18 +26,35 @@ class Segment:
 
 
 class AdapterRows:
-    """The adapters' rows of the batch that is computed next: set before the forward pass, read by every site.
-
-    `everywhere` names the adapter of all rows, as in training; else `segments` lists those that have one.
-    """
+    """The adapters' rows of the batch that is being computed: said around the forward pass, read by every site."""
 
     def __init__(self) -> None:
-        self.everywhere: str | None = None
-        self.segments: tuple[Segment, ...] = ()
+        self._everywhere: str | None = None
+        self._segments: tuple[Segment, ...] = ()
 
     def of(self, rows: int) -> tuple[Segment, ...]:
         """The segments of a batch of so many rows."""
-        return self.segments if self.everywhere is None else (Segment(self.everywhere, 0, rows),)
+        return self._segments if self._everywhere is None else (Segment(self._everywhere, 0, rows),)
+
+    @contextmanager
+    def everywhere(self, adapter: str | None) -> Iterator[None]:
+        """Within, all rows go through this adapter; None: through the model alone."""
+        before = self._everywhere, self._segments
+        self._everywhere, self._segments = adapter, ()
+        try:
+            yield
+        finally:
+            self._everywhere, self._segments = before
+
+    @contextmanager
+    def at(self, segments: tuple[Segment, ...]) -> Iterator[None]:
+        """Within, these rows go through their adapters, and the others through the model alone."""
+        before = self._everywhere, self._segments
+        self._everywhere, self._segments = None, segments
+        try:
+            yield
+        finally:
+            self._everywhere, self._segments = before
 
 
 class Factors(nn.Module):

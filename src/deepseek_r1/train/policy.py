@@ -41,23 +41,21 @@ class Policy:
     def learning(self) -> Iterator[None]:
         """Within, every row goes through the adapter, and dropout drops."""
         self.decoder.train()
-        self.decoder.adapters.everywhere = None if self.lora is None else ADAPTER
         try:
-            yield
+            with self.decoder.adapters.everywhere(None if self.lora is None else ADAPTER):
+                yield
         finally:
-            self.decoder.adapters.everywhere = None
             self.decoder.eval()
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within, rows go through the policy as it was before it learnt, without dropout."""
-        everywhere, training = self.decoder.adapters.everywhere, self.decoder.training
-        self.decoder.adapters.everywhere = REFERENCE if factors(self.decoder, REFERENCE) else None
+        training = self.decoder.training
         self.decoder.eval()
         try:
-            yield
+            with self.decoder.adapters.everywhere(REFERENCE if factors(self.decoder, REFERENCE) else None):
+                yield
         finally:
-            self.decoder.adapters.everywhere = everywhere
             self.decoder.train(training)
 
     def save(self, folder: Path) -> Path:

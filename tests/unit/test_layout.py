@@ -149,7 +149,9 @@ def test_public_surface() -> None:
     assert dir(deepseek_r1) == list(deepseek_r1.__all__)
     for public in deepseek_r1.__all__:
         assert getattr(deepseek_r1, public) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'Deploier'; it exports AdaptiveOptimizer, DeepSeekConfig"):
+    with pytest.raises(
+        AttributeError, match="has no attribute 'Deploier'; it exports AdaptiveOptimizer, DeepSeekConfig"
+    ):
         deepseek_r1.Deploier  # noqa: B018
 
 

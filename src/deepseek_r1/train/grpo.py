@@ -46,10 +46,13 @@ def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, low: float, h
     return loss, clipped
 
 
-def divergence(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """An estimate of KL(policy || reference) from each token, never negative (Schulman's k3): (n,)."""
+def divergence(logprobs: Tensor, reference: Tensor, old: Tensor) -> Tensor:
+    """An estimate of KL(policy || reference) from each token, whose gradient is unbiased: (n,).
+
+    Schulman's k3 times the ratio to the policy that sampled the token (DeepSeek-V3.2, section 3.1).
+    """
     difference = reference - logprobs
-    return torch.exp(difference) - difference - 1
+    return torch.exp(logprobs - old) * (torch.exp(difference) - difference - 1)
 
 
 class Grpo:
@@ -159,7 +162,7 @@ class Grpo:
             with torch.no_grad(), self.policy.reference():
                 before = hidden_states(decoder, part.input_ids, part.positions, part.lengths)[part.rows]
                 reference = logprobs_of(decoder, before, part.targets)
-            apart = divergence(logprobs, reference)
+            apart = divergence(logprobs, reference, part.old)
             total = total + config.kl_weight * apart.sum()
             figures["kl"] = float(apart.detach().sum())
         return total, figures

@@ -67,7 +67,7 @@ def test_an_adapter_is_felt_and_left_in_place_for_nobody(target: Make) -> None:
     adapted = ModelTarget(mine.engine, mine.tokenizer, "tiny", "own")
     changed = list(token_logprobs(adapted, sequence))
     assert max(abs(a - b) for a, b in zip(changed[0], plain[0], strict=True)) > 0.1
-    assert mine.decoder.adapters.everywhere is None
+    assert not mine.decoder.adapters.of(30)
     assert adapted.identity != mine.identity
 
 

@@ -170,3 +170,18 @@ def test_what_cannot_be_loaded_is_named(models_folder: Path, tmp_path: Path) -> 
     wider = load_decoder(tiny.save("qwen3", models_folder), DeepSeekConfig(), pack=True)
     with pytest.raises(CheckpointError):
         load_adapter(wider, "more", tmp_path)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v2-lite", "deepseek_v3"])
+def test_gradients_pass_experts_and_latents(family: str, models_folder: Path) -> None:
+    """Through packed stacks as through plain weights, whose gradients are those of transformers (test_families)."""
+    found = []
+    for pack in (False, True):
+        decoder, _ = with_adapter(tiny.save(family, models_folder), pack=pack, targets=("all-linear",))
+        fill(decoder)
+        logits_of(decoder).logsumexp(-1).sum().backward()
+        found.append({name: parameter.grad for name, parameter in trained_factors(decoder, "own")})
+    assert found[0].keys() == found[1].keys() and len(found[0]) >= 12
+    for name, want in found[0].items():
+        assert want is not None and want.abs().max() > 1e-5, name
+        torch.testing.assert_close(found[1][name], want, rtol=1e-3, atol=1e-4 * float(want.abs().max()), msg=name)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from deepseek_r1.config.train import TrainCommand
@@ -93,6 +93,8 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
         caught.append(number)
+        with suppress(OSError):  # not through sys.stderr, which this may have interrupted
+            os.write(2, b"\nending after this step; Ctrl-C again ends at once, without saving\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -87,9 +87,6 @@ class TrainConfig(OptimizerConfig):
     most_rounds: int = option(
         default=3, help="grpo: rounds of sampling in search of groups that disagree", minimum=1, maximum=100
     )
-    memory: int = option(
-        default=2 << 30, help="grpo: memory for weights and caches of the engine", size=True, minimum=1
-    )
 
     def check(self) -> None:
         """What each method needs."""
@@ -138,7 +135,9 @@ class TrainCommand(Config):
             name, equals, text = word.partition("=")
             if not equals or name not in specs:
                 near = nearest(name, list(specs))
-                raise ConfigError(f"{word!r} is no setting of a run{near}", remedy="write KEY=VALUE, as lr=1e-4")
+                raise ConfigError(
+                    f"{word!r} is no setting of a run{near}", remedy="write KEY=VALUE, as lr=1e-4, after the recipe"
+                )
             values[name] = _value(specs[name], text)
         return TrainConfig.from_mapping(values)
 

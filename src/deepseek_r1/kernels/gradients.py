@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from deepseek_r1.kernels import sampling
+from deepseek_r1.kernels import native, sampling
 from deepseek_r1.kernels.packed import PackedWeight
 
 Operator = Callable[..., Tensor]
@@ -174,6 +174,69 @@ def product(weight: PackedWeight, x: Tensor, master: Tensor | None, bias: Tensor
     if needed(x, master, bias):
         return _Product.apply(weight, x, master, bias)  # type: ignore[no-untyped-call, no-any-return]
     return weight.linear(x, bias)
+
+
+class Low(NamedTuple):
+    """An adapter's part of a product: masters A (rank, in) and B (out, rank), their packed forms, and where it adds.
+
+    What it makes of a row, times `scale`, is added to the columns from `first` on.
+    """
+
+    a: Tensor
+    b: Tensor
+    packed_a: PackedWeight
+    packed_b: PackedWeight
+    scale: float
+    first: int
+
+    @property
+    def columns(self) -> slice:
+        """The columns that it adds to."""
+        return slice(self.first, self.first + self.packed_b.out_features)
+
+
+class _Adapted(torch.autograd.Function):
+    """A frozen packed product with low-rank parts: what one after the other would give, rounding each operand once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: PackedWeight, bias: Tensor | None, parts: Sequence[Low], x: Tensor, *masters: Tensor
+    ) -> Tensor:
+        flat = x.detach().reshape(-1, weight.in_features)
+        out = weight.linear(flat, bias)
+        lows = [part.packed_a.linear(flat, None) for part in parts]
+        for part, low in zip(parts, lows, strict=True):
+            native.add_into(out[:, part.columns], part.packed_b.linear(low, None), part.scale)
+        ctx.weight, ctx.parts, ctx.x_dtype, ctx.x_shape = weight, parts, x.dtype, x.shape
+        ctx.dtype = _multiplied_in(weight)
+        ctx.save_for_backward(flat.to(ctx.dtype), *lows)
+        return out.view(*x.shape[:-1], weight.out_features)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *lows = ctx.saved_tensors
+        grad = grads[0].reshape(-1, ctx.weight.out_features).to(ctx.dtype)
+        of_low: list[Tensor] = []
+        of_b: list[Tensor] = []
+        for part, low in zip(ctx.parts, lows, strict=True):
+            own = grad[:, part.columns]
+            of_low.append((own @ part.b.to(ctx.dtype)) * part.scale)
+            of_b.append((own.t() @ low.to(ctx.dtype)).float() * part.scale)
+        all_low = torch.cat(of_low, 1)
+        of_a = (all_low.t() @ x).float().split([part.packed_a.out_features for part in ctx.parts])
+        of_x = None
+        if ctx.needs_input_grad[3]:
+            of_x = _through(grad, ctx.weight, ctx.dtype)
+            of_x = of_x + all_low @ torch.cat([part.a for part in ctx.parts]).to(ctx.dtype)
+            of_x = of_x.to(ctx.x_dtype).view(ctx.x_shape)
+        pairs = (each for pair in zip(of_a, of_b, strict=True) for each in pair)
+        return None, None, None, of_x, *pairs
+
+
+def adapted(weight: PackedWeight, x: Tensor, bias: Tensor | None, parts: Sequence[Low]) -> Tensor:
+    """See `ops.adapted_linear`."""
+    masters = [master for part in parts for master in (part.a, part.b)]
+    return _Adapted.apply(weight, bias, parts, x, *masters)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _through(grad: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:

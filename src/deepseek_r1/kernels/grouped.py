@@ -58,8 +58,15 @@ class PackedStack:
         self.dtype = torch.bfloat16 if spec["kind"] == "bf16" else torch.float32
         self.blob, self.spec, self.nbytes = blob, spec, blob.numel()
 
+    def values(self) -> Tensor:
+        """The weights themselves, (count, out, in) in `dtype`."""
+        one, every = self.nbytes // self.count, torch.arange(self.out_features)
+        pieces = (self.blob[i * one : (i + 1) * one] for i in range(self.count))
+        rows = (native.unpack_rows(native_weight(self.spec, p), every, self.in_features, self.dtype) for p in pieces)
+        return torch.stack(list(rows))
+
     def heads(self, x: Tensor) -> Tensor:
-        """x (T, count, in) -> (T, count, out) in `dtype`: weight h for x[:, h]. Not differentiable."""
+        """x (T, count, in) -> (T, count, out) in `dtype`: weight h for x[:, h]."""
         x = self._readable(x)
         tokens, heads, dim = x.shape
         self._check(x, (tokens, self.count, self.in_features))
@@ -73,7 +80,7 @@ class PackedStack:
         return out
 
     def experts(self, x: Tensor, ends: Tensor) -> Tensor:
-        """x (N, in) -> (N, out) in `dtype`: weight e for rows ends[e - 1] to ends[e] (int32). Not differentiable."""
+        """x (N, in) -> (N, out) in `dtype`: weight e for rows ends[e - 1] to ends[e] (int32)."""
         x = self._readable(x)
         self._check(x, (len(x), self.in_features))
         if ends.shape != (self.count,):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from deepseek_r1.kernels import delta_reference, gradients, grouped, native, reference, sampling
+from deepseek_r1.kernels.gradients import Low as Low
 from deepseek_r1.kernels.gradients import differentiable as differentiable
+from deepseek_r1.kernels.gradients import needed as needed
 from deepseek_r1.kernels.grouped import PackedStack as PackedStack
 from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
 from deepseek_r1.kernels.packed import PackedWeight as PackedWeight
@@ -48,6 +50,14 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
 def trained_linear(x: Tensor, master: Tensor, packed: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x (..., in) -> (..., out) by `packed`, which holds the values of `master` (out, in) float32, which learns."""
     return gradients.product(packed, x, master, bias)
+
+
+def adapted_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, parts: Sequence[Low]) -> Tensor:
+    """x (..., in) -> (..., out): a frozen product and what low-rank parts add to it, differentiable, in one.
+
+    The numbers are those of the products and additions one by one. Native kernels only.
+    """
+    return gradients.adapted(weight, x, bias, parts)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -150,7 +160,7 @@ def join(*parts: Tensor, dtype: torch.dtype) -> Tensor:
 def head_linear(x: Tensor, weight: Tensor | PackedStack) -> Tensor:
     """Each head's own linear map: x (T, H, in), weight (H, out, in) -> (T, H, out) in the weight's dtype."""
     if isinstance(weight, PackedStack):
-        return weight.heads(x)
+        return differentiable(weight.heads, lambda x: reference.head_linear(x.to(weight.dtype), weight.values()), x)
     return reference.head_linear(x.to(weight.dtype), weight)
 
 
@@ -160,7 +170,11 @@ def expert_linear(x: Tensor, weight: Tensor | PackedStack, ends: Tensor) -> Tens
     Rows ends[e - 1] to ends[e] (int32) are expert e's, and the last end is N. An expert without rows costs nothing.
     """
     if isinstance(weight, PackedStack):
-        return weight.experts(x, ends)
+
+        def formula(x: Tensor) -> Tensor:
+            return reference.expert_linear(x.to(weight.dtype), weight.values(), ends)
+
+        return differentiable(lambda x: weight.experts(x, ends), formula, x)
     return reference.expert_linear(x.to(weight.dtype), weight, ends)
 
 

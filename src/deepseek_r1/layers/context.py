@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from deepseek_r1.kernels import ops
 from deepseek_r1.kernels.spans import Spans
@@ -71,14 +72,19 @@ class KVLayout:
             raise ValueError("a ring has the window of its layout: attend takes no other")
         return window if self.window is None else self.window
 
-    def rows(self, k: Tensor, v: Tensor | None) -> Tensor:
-        """k (T, kv_heads, key_dim), v (T, kv_heads, value_dim) or None when shared -> rows (T, width), rounded."""
-        flat = k.reshape(k.shape[0], -1)
+    def rounded(self, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """k (T, kv_heads, key_dim), v (T, kv_heads, value_dim) or None when shared -> both as they are stored."""
+        k = k.to(self.dtype)
         if self.shared:
-            return flat.to(self.dtype)
+            return k, k[..., : self.value_dim]
         if v is None:
             raise ValueError("only a shared layout goes without v")
-        return torch.cat((flat, v.reshape(v.shape[0], -1)), dim=-1).to(self.dtype)
+        return k, v.to(self.dtype)
+
+    def rows(self, k: Tensor, v: Tensor | None) -> Tensor:
+        """k (T, kv_heads, key_dim), v (T, kv_heads, value_dim) or None when shared -> rows (T, width), rounded."""
+        parts = self.rounded(k, v)
+        return torch.cat([part.flatten(1) for part in (parts[:1] if self.shared else parts)], dim=-1)
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B, L, width) -> views k (B, kv_heads, L, key_dim), v (B, kv_heads, L, value_dim)."""
@@ -131,6 +137,9 @@ class AttentionContext(Protocol):
         ...
 
 
+_LEAST_SHARE = 0.75  # of the longest sequence beside which a shorter one is padded
+
+
 def visible(queries: Tensor, keys: Tensor, window: int | None, global_every: int | None = None) -> Tensor:
     """Boolean (n, m), True = attend, for positions `queries` (n,) and `keys` (m,): see `AttentionContext.attend`."""
     queries = queries.unsqueeze(1)
@@ -169,7 +178,7 @@ class Packed:
         window = layout.reach(window)
 
         def formula(q: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
-            return self._attend(q, layout.rows(k, v), layout, scale, window)
+            return self._attend(q, *layout.rounded(k, v), layout, scale, window)
 
         def run(q: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
             pool = torch.empty(len(k), 1, layout.width, dtype=layout.dtype)
@@ -185,18 +194,32 @@ class Packed:
     def _spans(self) -> Spans:
         return Spans.packed(self.lengths)
 
-    def _attend(self, q: Tensor, rows: Tensor, layout: KVLayout, scale: float, window: int | None) -> Tensor:
-        out = []
-        start = 0
-        for length in self.lengths:
-            keys, values = layout.split(rows[start : start + length].unsqueeze(0))
-            query = q[start : start + length].transpose(0, 1).unsqueeze(0)  # (1, heads, length, key_dim)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: KVLayout, scale: float, window: int | None) -> Tensor:
+        sequences = [torch.split(x, self.lengths) for x in (q, k, v)]
+        out: list[Tensor | None] = [None] * len(self.lengths)
+        for group in self._alike:
+            # Padded behind their ends, where a causal mask lets nobody look: one call for all of a group.
+            query, keys, values = (
+                pad_sequence([each[i] for i in group], batch_first=True).transpose(1, 2) for each in sequences
+            )  # (n, heads, length, dim)
+            length = query.shape[2]
             masked = window is not None and window < length
-            mask = causal_mask(0, length, length, window, layout.global_every) if masked else None
-            vectors = ops.attention(query, keys, values, scale=scale, mask=mask, causal=not masked)
-            out.append(vectors[0].transpose(0, 1))
-            start += length
-        return torch.cat(out)
+            mask = causal_mask(0, length, length, window, layout.global_every)[None, None] if masked else None
+            vectors = ops.attention(query, keys, values, scale=scale, mask=mask, causal=not masked).transpose(1, 2)
+            for i, own in zip(group, vectors.unbind(0), strict=True):
+                out[i] = own[: self.lengths[i]]
+        return torch.cat([own for own in out if own is not None])
+
+    @cached_property
+    def _alike(self) -> list[list[int]]:
+        """The sequences in groups of similar lengths, so that padding makes little more work."""
+        order = sorted((i for i, length in enumerate(self.lengths) if length), key=lambda i: -self.lengths[i])
+        groups: list[list[int]] = []
+        for i in order:
+            if not groups or self.lengths[i] < _LEAST_SHARE * self.lengths[groups[-1][0]]:
+                groups.append([])
+            groups[-1].append(i)
+        return groups
 
     def scan(self, layer_index: int, layout: StateLayout, step: Step, *inputs: Tensor) -> Tensor:
         """See `AttentionContext.scan`. Every sequence starts from zeros."""

@@ -5,6 +5,7 @@ Which rows of a batch belong to which adapter stands in the `AdapterRows` that a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_r1.kernels import ops
+from deepseek_r1.layers.linear import PackedLinear, PackedLinearGroup
 from deepseek_r1.layers.trained import TrainedLinear
 
 
@@ -88,6 +90,8 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (T, in) -> (T, out)."""
+        if (parts := _in_one(self.base, x, [(self.adapters, 0)], self._rows)) is not None:
+            return ops.adapted_linear(x, *parts)
         return adapted(self.base(x), x, self.adapters, self._rows)
 
 
@@ -109,8 +113,39 @@ class LoraGroup(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (T, in) -> one output per member."""
+        if isinstance(self.base, PackedLinearGroup):
+            firsts = itertools.accumulate(self.base.sizes[:-1], initial=0)
+            places = [(self.of(name), first) for name, first in zip(self.names, firsts, strict=True)]
+            if (parts := _in_one(self.base, x, places, self._rows)) is not None:
+                return torch.split(ops.adapted_linear(x, *parts), self.base.sizes, dim=-1)
         pairs = zip(self.base(x), self.names, strict=True)
         return tuple(adapted(out, x, self.of(name), self._rows) for out, name in pairs)
+
+
+def _in_one(
+    base: nn.Module, x: Tensor, places: list[tuple[nn.ModuleDict, int]], rows: AdapterRows
+) -> tuple[ops.PackedWeight, Tensor | None, list[ops.Low]] | None:
+    """Weight, bias and low-rank parts of a product that training can do in one, None where it can't.
+
+    `places` are the adapters of the columns from a first one on. All rows have one adapter, nothing is dropped, and
+    the frozen weight is packed for native kernels.
+    """
+    segments = rows.of(x.shape[0])
+    if not isinstance(base, PackedLinear | PackedLinearGroup) or len(segments) != 1 or base.weight.blob is None:
+        return None
+    segment = segments[0]
+    found = [(held[segment.adapter], first) for held, first in places if segment.adapter in held]
+    parts: list[ops.Low] = []
+    for factors, first in found:
+        assert isinstance(factors, Factors)
+        if factors.training and factors.dropout:
+            return None
+        a, b = factors.lora_A, factors.lora_B
+        parts.append(ops.Low(a.weight, b.weight, a.packed, b.packed, factors.scale, first))
+    whole = segment.stop - segment.start == x.shape[0]
+    if not parts or not whole or not ops.needed(x, *(part.a for part in parts)):
+        return None
+    return base.weight, base.bias, parts
 
 
 def adapted(out: Tensor, x: Tensor, adapters: nn.ModuleDict, rows: AdapterRows) -> Tensor:

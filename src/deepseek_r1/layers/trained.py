@@ -22,6 +22,11 @@ class TrainedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
         self._packed = ops.PackedWeight([self.weight.detach().to(dtype)])
 
+    @property
+    def packed(self) -> ops.PackedWeight:
+        """What products read."""
+        return self._packed
+
     def refresh(self) -> None:
         """Bring what products read up to date with the master."""
         self._packed.repack(self.weight)

@@ -87,6 +87,11 @@ def factors(decoder: Decoder, name: str) -> dict[str, Factors]:
     return found
 
 
+def check_savable(decoder: Decoder) -> None:
+    """Raise what `save_adapter` would raise for any adapter of this decoder: before it is trained, not after."""
+    _stored_names(decoder)
+
+
 def save_adapter(decoder: Decoder, name: str, directory: str | PathLike[str], config: LoraConfig, base: str) -> Path:
     """Write an adapter as PEFT does: `adapter_model.safetensors`, then `adapter_config.json`. Returns the directory.
 

@@ -144,7 +144,7 @@ class Loop:
             "tokens_per_second": tokens / max(seconds, 1e-9),
             "seconds": seconds,
             "bad_steps": self.bad_steps,
-            **sums,
+            **{name: value if math.isfinite(value) else None for name, value in sums.items()},
         }
 
     def _judge(self, finite: bool, loss: float, norm: float) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from deepseek_r1.config.lora import LoraConfig
 from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.config.train import TrainConfig
-from deepseek_r1.models.adapters import add_adapter, factors, load_adapter, save_adapter, trained_factors
+from deepseek_r1.models.adapters import add_adapter, check_savable, factors, load_adapter, save_adapter, trained_factors
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.loading import load_decoder
 from deepseek_r1.models.packed_cache import load_packed
@@ -78,13 +78,16 @@ def load_policy(config: TrainConfig, model: Path) -> Policy:
     decoder = load_packed(model, parse_precision(config.base_precision))
     decoder.requires_grad_(False)
     decoder.recompute = config.activation_checkpointing
-    lora = LoraConfig(
-        r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets, dropout=config.lora_dropout
-    )
+    # The engine drops nothing: rollouts would be of another policy than the one that learns.
+    dropout = 0.0 if config.method == "grpo" else config.lora_dropout
+    lora = LoraConfig(r=config.lora_r, alpha=config.lora_alpha, targets=config.lora_targets, dropout=dropout)
+    check_savable(decoder)
     if config.start_from is None:
         add_adapter(decoder, ADAPTER, lora, seed=config.seed)
     else:
-        lora = load_adapter(decoder, ADAPTER, config.start_from)
+        lora = load_adapter(decoder, ADAPTER, config.start_from).update(dropout=dropout)
+        for part in factors(decoder, ADAPTER).values():
+            part.dropout = dropout
         if config.kl_weight:
             load_adapter(decoder, REFERENCE, config.start_from)
     return Policy(decoder, dict(trained_factors(decoder, ADAPTER)), lora, config.model)

@@ -110,7 +110,7 @@ def judge(
                 "finished": answer.finished,
                 "family": problem.family,
                 "level": problem.level,
-                "correct": earned.parts.get("correct", 0.0),
+                "correct": earned.parts.get("correct", float(earned.total > 0)),
             }
         )
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,10 +14,11 @@ from typing import Any, Literal
 
 from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.config.train import TrainConfig
-from deepseek_r1.core.environment import machine_summary
-from deepseek_r1.core.errors import ConfigError
+from deepseek_r1.core.environment import disk_free, machine_summary
+from deepseek_r1.core.errors import CapacityError, ConfigError, DeepSeekError
 from deepseek_r1.core.version import __version__
 from deepseek_r1.data.load import Dataset, load_examples
+from deepseek_r1.data.report import DataReport
 from deepseek_r1.kernels import ops
 from deepseek_r1.models.locate import locate_model
 from deepseek_r1.models.packed_cache import load_packed
@@ -34,8 +36,10 @@ from deepseek_r1.train.supervised import Supervised
 
 CHECKPOINTS, RESULT, RECIPE = "checkpoints", "result", "recipe.json"
 
-_FREE_TO_CHANGE = ("out", "save_every", "keep", "memory", "most_bad_steps", "activation_checkpointing")
+_FREE_TO_CHANGE = ("out", "save_every", "keep", "most_bad_steps", "activation_checkpointing")
 """Settings that a resumed run may have otherwise: no weight depends on them."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,14 +70,27 @@ class Run:
                 self._writer.step(line)
                 yield line
             if self.finished:
-                self.loop.policy.save(self.folder / RESULT)
+                self._save_result()
             status = "finished" if self.finished else "interrupted"
         except (KeyboardInterrupt, GeneratorExit):
             status = "interrupted"
             raise
         finally:
-            self._writer.finish(status)
-            self._saved.close()
+            try:
+                self._writer.finish(status)
+            except DeepSeekError as error:
+                if status != "failed":
+                    raise
+                log.warning("%s", error)  # what ended the run is what it should end with
+            finally:
+                self._saved.close()
+
+    def _save_result(self) -> None:
+        folder = self.folder / RESULT
+        try:
+            self.loop.policy.save(folder)
+        except OSError as error:
+            raise _unwritten(folder, error) from None
 
 
 def prepare(config: TrainConfig, *, reward: Reward | RewardFunction | None = None) -> Run:
@@ -86,29 +103,34 @@ def prepare(config: TrainConfig, *, reward: Reward | RewardFunction | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     saved = SavedRuns(folder / CHECKPOINTS, keep=config.keep)
     try:
-        _same_settings(folder, config)
+        _refuse_other_settings(folder, config)
         policy = load_policy(config, model)
         writer = RunWriter(folder)
-        objective, steps, digest, report = _objective(config, policy, model, folder, writer, reward)
+        objective, steps, digest, report = _objective(config, policy, model, writer, reward)
         loop = Loop(policy, objective, config, steps)
         loop.resume(saved)
+        # Only now: what turned out to be a mistake must not bind the folder, or replace what it has.
+        _write(folder / RECIPE, json.dumps(_binding(config), indent=1) + "\n")
+        if report is not None:
+            _write(folder / "data.json", json.dumps(report.as_json(), indent=1) + "\n")
+            _write(folder / "data.svg", report.as_svg())
         writer.begin(_about(config, model, steps, digest))
         writer.rewind(loop.step)
     except BaseException:
         saved.close()
         raise
-    return Run(config, loop, folder, loop.step, report, saved, writer)
+    words = "" if report is None else report.as_text()
+    return Run(config, loop, folder, loop.step, words, saved, writer)
 
 
 def _objective(
     config: TrainConfig,
     policy: Policy,
     model: Path,
-    folder: Path,
     writer: RunWriter,
     reward: Reward | RewardFunction | None,
-) -> tuple[Objective, int, str, str]:
-    """What is learnt, in how many steps, the digest of its data, and words on them."""
+) -> tuple[Objective, int, str, DataReport | None]:
+    """What is learnt, in how many steps, the digest of its data, and the report on them where they are files."""
     tokenizer = load_tokenizer(model)
     if config.method == "grpo":
         assert config.steps is not None
@@ -119,17 +141,15 @@ def _objective(
         sampler = EngineSampler(policy, tokenizer, config.answer_tokens)
         objective = Grpo(policy, sampler, tokenizer, config, note=note, reward=reward)
         families = ",".join(objective.curriculum.families)
-        return objective, config.steps, hashlib.sha256(families.encode()).hexdigest(), ""
+        return objective, config.steps, hashlib.sha256(families.encode()).hexdigest(), None
     found = _load(config, tokenizer)
-    _write(folder / "data.json", found.report.as_json())
-    (folder / "data.svg").write_text(found.report.as_svg(), encoding="utf-8")
     if config.method == "distill":
         assert config.teacher is not None
         teacher = load_packed(locate_model(config.teacher), parse_precision("auto"))
         supervised: Supervised = Distilled(policy, teacher, found.examples, found.digest, config)
     else:
         supervised = Supervised(policy, found.examples, found.digest, config)
-    return supervised, config.steps or supervised.steps(), found.digest, found.report.as_text()
+    return supervised, config.steps or supervised.steps(), found.digest, found.report
 
 
 def report_data(config: TrainConfig) -> str:
@@ -148,25 +168,29 @@ def _load(config: TrainConfig, tokenizer: Tokenizer) -> Dataset:
     )
 
 
-def _same_settings(folder: Path, config: TrainConfig) -> None:
-    """Refuse a folder whose run had other settings; note them in a new one."""
+def _binding(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a resumed run has to have like the run that it goes on with."""
+    free = {name: value for name, value in config.to_dict().items() if name not in _FREE_TO_CHANGE}
+    return free | {"path": ops.PATH}
+
+
+def _refuse_other_settings(folder: Path, config: TrainConfig) -> None:
+    """Raises `ConfigError` for a folder whose run had other settings."""
     path = folder / RECIPE
-    now = {name: value for name, value in config.to_dict().items() if name not in _FREE_TO_CHANGE}
-    now |= {"path": ops.PATH}
     if not path.exists():
-        _write(path, now)
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise ConfigError(f"{path} is not what a run wrote", remedy="choose another out folder") from None
-    changed = [name for name in now if before.get(name) != now[name]] if isinstance(before, dict) else list(now)
-    if changed:
-        name = changed[0]
-        raise ConfigError(
-            f"{folder} holds a run with {name}={before.get(name)!r}, not {now[name]!r}",
-            remedy="give its settings to go on with it, or choose another out folder",
-        )
+        before = None
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path} is not what a run wrote", remedy="choose another out folder")
+    for name, value in _binding(config).items():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{folder} holds a run with {name}={before.get(name)!r}, not {value!r}",
+                remedy="give its settings to go on with it, or choose another out folder",
+            )
 
 
 def _about(config: TrainConfig, model: Path, steps: int, digest: str) -> dict[str, Any]:
@@ -183,7 +207,19 @@ def _about(config: TrainConfig, model: Path, steps: int, digest: str) -> dict[st
     }
 
 
-def _write(path: Path, fields: dict[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
+    """Replace a small file in one rename. Raises `CapacityError` where the disk doesn't take it."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise _unwritten(path, error, len(text.encode())) from None
+
+
+def _unwritten(path: Path, error: OSError, needed: int | None = None) -> CapacityError:
+    size = "" if needed is None else f"{needed} bytes are needed, "
+    return CapacityError(
+        f"{path}: can't be written: {error.strerror}: {size}{disk_free(path)} are free",
+        remedy="free space, and start the run again: it goes on from its last checkpoint",
+    )

@@ -43,6 +43,27 @@ def differentiable(run: Operator, formula: Operator, *tensors: Tensor) -> Tensor
     return run(*tensors)
 
 
+class _WithGradient(torch.autograd.Function):
+    """A native kernel forward, and somebody's formula of its gradient on the saved inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Operator, gradient: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        ctx.save_for_backward(*tensors)
+        return run(*(t.detach() for t in tensors))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.gradient(grads[0], *(t.detach() for t in ctx.saved_tensors))
+
+
+def with_gradient(run: Operator, gradient: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> Tensor:
+    """run(*tensors), whose gradients `gradient(grad, *tensors)` gives: one for each of the tensors."""
+    if needed(*tensors):
+        return _WithGradient.apply(run, gradient, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+    return run(*tensors)
+
+
 def needed(*tensors: Tensor | None) -> bool:
     """Whether a gradient has to flow back to one of these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -203,13 +224,14 @@ class _Adapted(torch.autograd.Function):
         ctx: Any, weight: PackedWeight, bias: Tensor | None, parts: Sequence[Low], x: Tensor, *masters: Tensor
     ) -> Tensor:
         flat = x.detach().reshape(-1, weight.in_features)
-        out = weight.linear(flat, bias)
-        lows = [part.packed_a.linear(flat, None) for part in parts]
+        ctx.dtype = _multiplied_in(weight)
+        out, rounded = weight.linear(flat, bias), flat.to(ctx.dtype)
+        # Rounded once for all parts: a product that reads bfloat16 would round each time, to the same numbers.
+        lows = [part.packed_a.linear(rounded if part.packed_a.dtype is ctx.dtype else flat, None) for part in parts]
         for part, low in zip(parts, lows, strict=True):
             native.add_into(out[:, part.columns], part.packed_b.linear(low, None), part.scale)
         ctx.weight, ctx.parts, ctx.x_dtype, ctx.x_shape = weight, parts, x.dtype, x.shape
-        ctx.dtype = _multiplied_in(weight)
-        ctx.save_for_backward(flat.to(ctx.dtype), *lows)
+        ctx.save_for_backward(rounded, *lows)
         return out.view(*x.shape[:-1], weight.out_features)
 
     @staticmethod
@@ -220,7 +242,7 @@ class _Adapted(torch.autograd.Function):
         of_b: list[Tensor] = []
         for part, low in zip(ctx.parts, lows, strict=True):
             own = grad[:, part.columns]
-            of_low.append((own @ part.b.to(ctx.dtype)) * part.scale)
+            of_low.append(own @ (part.b * part.scale).to(ctx.dtype))
             of_b.append((own.t() @ low.to(ctx.dtype)).float() * part.scale)
         all_low = torch.cat(of_low, 1)
         of_a = (all_low.t() @ x).float().split([part.packed_a.out_features for part in ctx.parts])

@@ -14,6 +14,7 @@ from deepseek_r1.kernels import delta_reference, gradients, grouped, native, ref
 from deepseek_r1.kernels.gradients import Low as Low
 from deepseek_r1.kernels.gradients import differentiable as differentiable
 from deepseek_r1.kernels.gradients import needed as needed
+from deepseek_r1.kernels.gradients import with_gradient as with_gradient
 from deepseek_r1.kernels.grouped import PackedStack as PackedStack
 from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
 from deepseek_r1.kernels.packed import PackedWeight as PackedWeight
@@ -343,12 +344,11 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state:
     return delta_reference.gated_delta(q, k, v, g, beta, state)
 
 
-# What the engine's sampler asks of logits (B, vocabulary). The first two have a torch formula here; the others are for
-# `samples_natively` alone, as the sampler has its own way of doing them with torch.
+# What the engine's sampler asks of logits (B, vocabulary). Where there is no torch formula, see `samples_natively`.
 
 
 def samples_natively(logits: Tensor) -> bool:
-    """Whether the native sampling kernels can read these logits."""
+    """Whether the native sampling kernels can read these logits; the sampler has its own way in torch otherwise."""
     return sampling.readable(logits)
 
 

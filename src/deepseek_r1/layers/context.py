@@ -5,6 +5,7 @@ The model never sees a cache. It hands q, k, v and the layer's layout to the con
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from deepseek_r1.kernels import ops
 from deepseek_r1.kernels.spans import Spans
@@ -155,6 +155,33 @@ def causal_mask(start: int, count: int, length: int, window: int | None, global_
     return visible(torch.arange(start, start + count), torch.arange(length), window, global_every)
 
 
+class _Group:
+    """Sequences side by side, padded behind their ends, where a causal mask lets nobody look.
+
+    `rows` are their tokens' rows in the flat batch, and `places` where these stand among the padded ones.
+    """
+
+    def __init__(self, starts: list[int], lengths: list[int]) -> None:
+        self.count, self.length = len(starts), max(lengths)
+        inside = torch.arange(self.length) < torch.tensor(lengths).unsqueeze(1)  # (count, length)
+        index = torch.tensor(starts).unsqueeze(1) + torch.arange(self.length)
+        self.rows = index[inside]
+        self.places = inside.flatten().nonzero().squeeze(1)
+        self._index = torch.where(inside, index, self.rows[0]).flatten()
+
+    def pad(self, x: Tensor) -> Tensor:
+        """x (T, heads, dim) -> (count, length, heads, dim)."""
+        return x.index_select(0, self._index).view(self.count, self.length, *x.shape[1:])
+
+    def attend(self, parts: list[Tensor], layout: KVLayout, scale: float, window: int | None) -> Tensor:
+        """Padded q, k and v -> (count, length, heads, value_dim)."""
+        query, keys, values = (part.transpose(1, 2) for part in parts)  # (count, heads, length, dim)
+        masked = window is not None and window < self.length
+        size = self.length
+        mask = causal_mask(0, size, size, window, layout.global_every)[None, None] if masked else None
+        return ops.attention(query, keys, values, scale=scale, mask=mask, causal=not masked).transpose(1, 2)
+
+
 class Packed:
     """Whole sequences laid end to end, for training and scoring; gradients flow through it.
 
@@ -185,9 +212,12 @@ class Packed:
             size = layout.value_dim
             return ops.paged_attention(q, k, v, pool, self._spans, value_dim=size, scale=scale, window=window)
 
+        def gradient(grad: Tensor, q: Tensor, k: Tensor, v: Tensor | None = None) -> tuple[Tensor, ...]:
+            return self._gradient(grad, (q, k) if v is None else (q, k, v), layout, scale, window)
+
         given = (q, k) if v is None else (q, k, v)
         if ops.natively(*given) and layout.global_every is None:
-            return ops.differentiable(run, formula, *given)
+            return ops.with_gradient(run, gradient, *given)
         return formula(*given)
 
     @cached_property
@@ -195,23 +225,34 @@ class Packed:
         return Spans.packed(self.lengths)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: KVLayout, scale: float, window: int | None) -> Tensor:
-        sequences = [torch.split(x, self.lengths) for x in (q, k, v)]
-        out: list[Tensor | None] = [None] * len(self.lengths)
-        for group in self._alike:
-            # Padded behind their ends, where a causal mask lets nobody look: one call for all of a group.
-            query, keys, values = (
-                pad_sequence([each[i] for i in group], batch_first=True).transpose(1, 2) for each in sequences
-            )  # (n, heads, length, dim)
-            length = query.shape[2]
-            masked = window is not None and window < length
-            mask = causal_mask(0, length, length, window, layout.global_every)[None, None] if masked else None
-            vectors = ops.attention(query, keys, values, scale=scale, mask=mask, causal=not masked).transpose(1, 2)
-            for i, own in zip(group, vectors.unbind(0), strict=True):
-                out[i] = own[: self.lengths[i]]
-        return torch.cat([own for own in out if own is not None])
+        out = q.new_empty(*q.shape[:2], layout.value_dim)
+        for group in self._groups:
+            part = group.attend([group.pad(x) for x in (q, k, v)], layout, scale, window)
+            out = out.index_copy(0, group.rows, part.flatten(0, 1).index_select(0, group.places))
+        return out
+
+    def _gradient(
+        self, grad: Tensor, given: tuple[Tensor, ...], layout: KVLayout, scale: float, window: int | None
+    ) -> tuple[Tensor, ...]:
+        """Gradients of q, k and v: group by group through torch's attention, straight through what is rounded."""
+        found = tuple(torch.empty_like(x) for x in given)
+        for group in self._groups:
+            padded = [group.pad(x).requires_grad_() for x in given]
+            with torch.enable_grad():
+                q, *rest = padded
+                k, v = layout.rounded(rest[0].flatten(0, 1), rest[1].flatten(0, 1) if len(rest) > 1 else None)
+                shape = q.shape[:2]
+                part = group.attend(
+                    [q, k.view(*shape, *k.shape[1:]), v.reshape(*shape, *v.shape[1:])], layout, scale, window
+                )
+            wanted = torch.zeros_like(part).flatten(0, 1)
+            wanted.index_copy_(0, group.places, grad.index_select(0, group.rows))
+            for to, part_grad in zip(found, torch.autograd.grad(part, padded, wanted.view_as(part)), strict=True):
+                to.index_copy_(0, group.rows, part_grad.flatten(0, 1).index_select(0, group.places))
+        return found
 
     @cached_property
-    def _alike(self) -> list[list[int]]:
+    def _groups(self) -> list[_Group]:
         """The sequences in groups of similar lengths, so that padding makes little more work."""
         order = sorted((i for i, length in enumerate(self.lengths) if length), key=lambda i: -self.lengths[i])
         groups: list[list[int]] = []
@@ -219,7 +260,8 @@ class Packed:
             if not groups or self.lengths[i] < _LEAST_SHARE * self.lengths[groups[-1][0]]:
                 groups.append([])
             groups[-1].append(i)
-        return groups
+        starts = list(itertools.accumulate(self.lengths, initial=0))
+        return [_Group([starts[i] for i in group], [self.lengths[i] for i in group]) for group in groups]
 
     def scan(self, layer_index: int, layout: StateLayout, step: Step, *inputs: Tensor) -> Tensor:
         """See `AttentionContext.scan`. Every sequence starts from zeros."""

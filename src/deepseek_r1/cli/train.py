@@ -61,17 +61,19 @@ def _follow(run: Run, stop: Callable[[], bool]) -> None:
     """Train, and show every step: a bar on a terminal, JSON lines elsewhere."""
     terminal = sys.stderr.isatty()
     seconds: list[float] = []
-    for line in run.train(stop):
-        seconds = [*seconds[-19:], line["seconds"]]
-        left = round(sum(seconds) / len(seconds) * (run.loop.steps - line["step"]))
-        if terminal:
-            words = _words(line, run.loop.steps, left)
-            sys.stderr.write(f"\r\x1b[K{words[: shutil.get_terminal_size().columns - 1]}")
-        else:
-            sys.stderr.write(json.dumps({**line, "steps": run.loop.steps, "seconds_left": left}) + "\n")
-        sys.stderr.flush()
-    if terminal:
-        sys.stderr.write("\n")
+    try:
+        for line in run.train(stop):
+            seconds = [*seconds[-19:], line["seconds"]]
+            left = round(sum(seconds) / len(seconds) * (run.loop.steps - line["step"]))
+            if terminal:
+                words = _words(line, run.loop.steps, left)
+                sys.stderr.write(f"\r\x1b[K{words[: shutil.get_terminal_size().columns - 1]}")
+            else:
+                sys.stderr.write(json.dumps({**line, "steps": run.loop.steps, "seconds_left": left}) + "\n")
+            sys.stderr.flush()
+    finally:
+        if terminal and seconds:
+            sys.stderr.write("\n")  # whatever is said next has a line of its own
 
 
 def _words(line: dict[str, Any], steps: int, left: int) -> str:

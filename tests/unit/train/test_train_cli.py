@@ -7,7 +7,7 @@ import pty
 import re
 import sys
 import termios
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,23 +145,26 @@ def test_the_lines_of_rollouts(tmp_path: Path, models_folder: Path, capsys: pyte
     assert len(rows) % given["group"] == 0 and {row["step"] for row in rows} == {1}, "two updates from one sampling"
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A terminal as stderr; the end from which what it shows is read."""
+def shown_on_a_terminal(given: dict[str, Any], columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a run shows where stderr is a terminal."""
     reader, screen = pty.openpty()
     attributes = termios.tcgetattr(screen)
     attributes[1] &= ~termios.OPOST  # bytes as they were written
     termios.tcsetattr(screen, termios.TCSANOW, attributes)
-    monkeypatch.setenv("COLUMNS", "100")
-    with io.TextIOWrapper(open(screen, "wb", buffering=0), write_through=True) as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-        yield reader
+    with monkeypatch.context() as patch, io.TextIOWrapper(open(screen, "wb", buffering=0), write_through=True) as file:
+        patch.setenv("COLUMNS", str(columns))
+        patch.setattr(sys, "stderr", file)
+        assert main(["train", *words(given)]) == 0
+    shown = b""
+    with suppress(OSError):  # the system's word for the end
+        while more := os.read(reader, 1 << 16):
+            shown += more
     os.close(reader)
+    return shown.decode()
 
 
-def test_on_a_terminal_a_run_is_one_line(given: dict[str, Any], terminal: int) -> None:
-    assert main(["train", *words(given)]) == 0
-    shown = os.read(terminal, 1 << 16).decode()
+def test_on_a_terminal_a_run_is_one_line(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = shown_on_a_terminal(given, 100, monkeypatch)
     assert "{" not in shown, "no JSON on a terminal"
     report, *bars = shown.split("\r\x1b[K")
     assert report.startswith("records") and len(bars) == 3
@@ -172,12 +175,8 @@ def test_on_a_terminal_a_run_is_one_line(given: dict[str, Any], terminal: int) -
     assert bars[-1].endswith("\n") and not any(bar.endswith("\n") for bar in bars[:-1])
 
 
-def test_a_narrow_terminal_gets_no_second_line(
-    given: dict[str, Any], terminal: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
-    assert main(["train", *words(given)]) == 0
-    bars = os.read(terminal, 1 << 16).decode().split("\r\x1b[K")[1:]
+def test_a_narrow_terminal_gets_no_second_line(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = shown_on_a_terminal(given, 30, monkeypatch).split("\r\x1b[K")[1:]
     assert len(bars) == 3 and all(len(bar.rstrip("\n")) == 29 for bar in bars)
 
 

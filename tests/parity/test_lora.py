@@ -133,6 +133,20 @@ def test_rows_of_several_adapters_are_those_of_each_alone(precision: str, models
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+def test_a_file_holds_the_bits_of_the_policy(precision: str, models_folder: Path, tmp_path: Path) -> None:
+    """Whatever the base's format, and in half the bytes where products read halves."""
+    decoder, config = with_adapter(tiny.save("llama", models_folder), pack=True, precision=precision)
+    fill(decoder)
+    save_adapter(decoder, "own", tmp_path, config, "base")
+    load_adapter(decoder, "other", tmp_path)
+    assert torch.equal(bits(logits_of(decoder, "other")), bits(logits_of(decoder)))
+    numbers = sum(parameter.numel() for _, parameter in trained_factors(decoder, "own"))
+    size = (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert size < numbers * (4 if precision == "fp32" else 2) + 16_384
+
+
+@torch.no_grad()
 def test_a_merged_adapter_changes_the_model_as_it_did_beside_it(models_folder: Path) -> None:
     decoder, _ = with_adapter(tiny.save("llama", models_folder), pack=False)
     fill(decoder)

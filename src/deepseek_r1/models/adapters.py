@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,10 +103,17 @@ def save_adapter(decoder: Decoder, name: str, directory: str | PathLike[str], co
     directory.mkdir(parents=True, exist_ok=True)
     stored = _stored_names(decoder)
     arrays: dict[str, Any] = {}
+    halves: list[str] = []
     for site, part in factors(decoder, name).items():
-        there = f"{PREFIX}{stored[site]}"
-        arrays[f"{there}.lora_A.weight"] = part.lora_A.weight.detach().numpy()
-        arrays[f"{there}.lora_B.weight"] = part.lora_B.weight.detach().numpy()
+        for factor, linear in (("lora_A", part.lora_A), ("lora_B", part.lora_B)):
+            key = f"{PREFIX}{stored[site]}.{factor}.weight"
+            # In the format that products read: the file is the policy, bit for bit, and not larger than it.
+            tensor = linear.weight.detach().to(linear.dtype).contiguous()
+            if linear.dtype is torch.bfloat16:
+                halves.append(key)
+                arrays[key] = tensor.view(torch.int16).numpy().view(np.uint16)
+            else:
+                arrays[key] = tensor.numpy()
     leaves = sorted({stored[site].rpartition(".")[2] for site in factors(decoder, name)})
     fields = {
         "peft_type": "LORA",
@@ -119,7 +127,7 @@ def save_adapter(decoder: Decoder, name: str, directory: str | PathLike[str], co
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    write_safetensors(directory / WEIGHTS_FILE, arrays, bf16_names=(), metadata={"format": "pt"})
+    write_safetensors(directory / WEIGHTS_FILE, arrays, bf16_names=halves, metadata={"format": "pt"})
     partial = directory / f".{CONFIG_FILE}.partial"
     partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     partial.replace(directory / CONFIG_FILE)

@@ -2,8 +2,8 @@
 
     python recipes/r1_lite.py OUT [--scale 1] [--seed 0] [--problems 500] [--only data|sft|rl|control|evaluate]
 
-OUT gets the data, three runs (a cold start on traces that our own code derives, reinforcement learning from it, and as a
-control more of the first in place of the second), what each can do, and the adapter. Every part goes on where it was
+OUT gets the data, three runs (a cold start on traces that our own code derives, reinforcement learning from it, and as
+a control more of the first in place of the second), what each can do, and the adapter. Every part goes on where it was
 interrupted: the same command again. `--scale` multiplies the steps of all runs; the same scale and seed give the same
 adapter on the same instruction-set path.
 """
@@ -75,9 +75,9 @@ def train(out: Path, settings: dict[str, Any]) -> Path:
     return out / "result"
 
 
-def examine(out: Path, name: str, adapter: Path | None, count: int) -> list[dict[str, Any]]:
+def examine(out: Path, model: str, name: str, adapter: Path | None, count: int) -> list[dict[str, Any]]:
     """What a policy can do: greedy answers to all test problems."""
-    target = load_target("default", adapter=adapter, memory=2 << 30, max_concurrent=32)
+    target = load_target(model, adapter=adapter, memory=2 << 30, max_concurrent=32)
     folder = out / "evaluation" / name
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--scale", type=float, default=1.0, help="of all runs' steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="default", help="the base (default: the embedded model)")
     parser.add_argument("--problems", type=int, default=500, help="test problems, inside and outside")
     parser.add_argument("--only", choices=("data", "sft", "rl", "control", "evaluate"), help="one part alone")
     options = parser.parse_args(arguments)
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = out / "train.jsonl"
     if not data.exists():
         print(json.dumps(write_data(data, options.seed, options.problems)), file=sys.stderr)
-    common = {"model": "default", "seed": options.seed, **ADAPTER}
+    common = {"model": options.model, "seed": options.seed, **ADAPTER}
     learnt = {"data": str(data), **SFT, **common}
     policies: dict[str, Path | None] = {"base": None}
     if wanted in (None, "sft", "rl", "control"):
@@ -121,12 +122,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(out / "control", learnt | again)
     if wanted in (None, "evaluate"):
         policies |= {n: out / n / "result" for n in ("sft", "rl", "control") if (out / n / "result").exists()}
-        rows = [row for name, adapter in policies.items() for row in examine(out, name, adapter, options.problems)]
+        rows = [
+            row
+            for name, adapter in policies.items()
+            for row in examine(out, options.model, name, adapter, options.problems)
+        ]
         (out / "evaluation.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
         for row in rows:
-            print(
-                f"{row['name']:8} {row['family']:24} {row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f}) n={row['n']}"
-            )
+            interval = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            print(f"{row['name']:8} {row['suite']:12} {row['family']:24} {interval} n={row['n']}")
     return 0
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import proof_steps
+import proof_training
 from deepseek_r1.core.environment import machine_summary, package_versions
 from proof_progress import Progress, open_progress
 
@@ -48,6 +49,10 @@ STEPS = {
     "checkpoints": Step(proof_steps.checkpoints, 2000, "files", "mutated checkpoints: loaded, or a typed error"),
     "soak": Step(proof_steps.soak, 300, "s", "64 streams with clients that leave, then a flood, within --memory"),
     "smollm2": Step(proof_steps.smollm2, 20, "prompts", "greedy decoding of SmolLM2 as transformers does it"),
+    "kills": Step(proof_training.kills, 50, "kills", "training runs killed at random instants end with the same bits"),
+    "rollouts": Step(
+        proof_training.rollouts, 10_000, "tokens", "log-probabilities of rollouts are the trainer's, bit for bit"
+    ),
     "fuzz": Step(proof_steps.fuzz, 300, "examples", "fuzz of every operation that the OpenAPI description names"),
 }
 

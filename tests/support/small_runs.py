@@ -9,13 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deepseek_r1.cli.main import main
 from deepseek_r1.config.train import TrainConfig
 from deepseek_r1.train.run import RESULT
 from support.small_model import small_model, write_chats
+
+Settings = dict[str, Any]
+Refused = Callable[..., str]
+"""Starts a run that must fail with an exit code and words; returns what it said."""
 
 KINDS = ("sft-adapter", "sft-all", "sft-adaptive", "grpo")
 TIMES = ("seconds", "tokens_per_second")
@@ -65,6 +70,22 @@ def outcome(out: Path) -> tuple[str, list[dict[str, Any]]]:
     (weights,) = (out / RESULT).glob("*.safetensors")
     kept = [{name: value for name, value in line.items() if name not in TIMES} for line in figures(out)]
     return hashlib.sha256(weights.read_bytes()).hexdigest(), kept
+
+
+def train(given: Mapping[str, Any]) -> None:
+    """A run through the command line, in this process, that goes well."""
+    assert main(["train", *words(given)]) == 0
+
+
+def status(given: Mapping[str, Any]) -> str:
+    """How the run ended, as its folder says."""
+    return str(json.loads((Path(given["out"]) / "run.json").read_text())["status"])
+
+
+def whole_run(given: Mapping[str, Any], folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The outcome of the same run when nothing goes wrong."""
+    train({**given, "out": folder / "whole"})
+    return outcome(folder / "whole")
 
 
 def killed_run(given: Mapping[str, Any], out: Path, draw: random.Random, *, early: float = 0.0) -> int:

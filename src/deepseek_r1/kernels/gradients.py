@@ -14,6 +14,7 @@ from deepseek_r1.kernels.packed import PackedWeight
 
 Operator = Callable[..., Tensor]
 
+_ROWS = 256  # operands of products in the backward pass have multiples of so many rows
 _PIECE = 1 << 23  # weights that are unpacked at a time: 32 MiB of float32
 
 
@@ -176,15 +177,15 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
         weight: PackedWeight = ctx.weight
         grad = grads[0].reshape(-1, weight.out_features)
-        dtype = _multiplied_in(weight)
+        dtype, rows = _multiplied_in(weight), len(grad)
         of_x = of_master = of_bias = None
-        rounded = grad.to(dtype)
+        rounded = _operand(grad, dtype)
         if ctx.wanted[0]:
-            flat = _through(rounded, weight, dtype)
+            flat = _through(rounded, weight, dtype)[:rows]
             of_x = flat.to(ctx.dtype).view(*grads[0].shape[:-1], weight.in_features)
         if ctx.wanted[1]:
-            x = ctx.saved_tensors[0].reshape(-1, weight.in_features)
-            of_master = (rounded.t() @ x.to(dtype)).float()
+            x = _operand(ctx.saved_tensors[0].reshape(-1, weight.in_features), dtype)
+            of_master = (rounded.t() @ x).float()
         if ctx.wanted[2]:
             of_bias = grad.float().sum(0)
         return None, of_x, of_master, of_bias
@@ -225,32 +226,34 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:
         flat = x.detach().reshape(-1, weight.in_features)
         ctx.dtype = _multiplied_in(weight)
-        out, rounded = weight.linear(flat, bias), flat.to(ctx.dtype)
+        out, operand = weight.linear(flat, bias), _operand(flat, ctx.dtype)
         # Rounded once for all parts: a product that reads bfloat16 would round each time, to the same numbers.
+        rounded = operand[: len(flat)]
         lows = [part.packed_a.linear(rounded if part.packed_a.dtype is ctx.dtype else flat, None) for part in parts]
         for part, low in zip(parts, lows, strict=True):
             native.add_into(out[:, part.columns], part.packed_b.linear(low, None), part.scale)
         ctx.weight, ctx.parts, ctx.x_dtype, ctx.x_shape = weight, parts, x.dtype, x.shape
-        ctx.save_for_backward(rounded, *lows)
+        ctx.save_for_backward(operand, *lows)
         return out.view(*x.shape[:-1], weight.out_features)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *lows = ctx.saved_tensors
-        grad = grads[0].reshape(-1, ctx.weight.out_features).to(ctx.dtype)
+        rows = grads[0].numel() // ctx.weight.out_features
+        grad = _operand(grads[0].reshape(rows, -1), ctx.dtype)
         of_low: list[Tensor] = []
         of_b: list[Tensor] = []
         for part, low in zip(ctx.parts, lows, strict=True):
             own = grad[:, part.columns]
             of_low.append(own @ (part.b * part.scale).to(ctx.dtype))
-            of_b.append((own.t() @ low.to(ctx.dtype)).float() * part.scale)
+            of_b.append((own.t() @ _operand(low, ctx.dtype)).float() * part.scale)
         all_low = torch.cat(of_low, 1)
         of_a = (all_low.t() @ x).float().split([part.packed_a.out_features for part in ctx.parts])
         of_x = None
         if ctx.needs_input_grad[3]:
             of_x = _through(grad, ctx.weight, ctx.dtype)
             of_x = of_x + all_low @ torch.cat([part.a for part in ctx.parts]).to(ctx.dtype)
-            of_x = of_x.to(ctx.x_dtype).view(ctx.x_shape)
+            of_x = of_x[:rows].to(ctx.x_dtype).view(ctx.x_shape)
         pairs = (each for pair in zip(of_a, of_b, strict=True) for each in pair)
         return None, None, None, of_x, *pairs
 
@@ -271,6 +274,20 @@ def _through(grad: Tensor, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def _operand(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (T, n) in `dtype` with rows of zeros behind it, up to one of a few numbers of rows.
+
+    oneDNN keeps code and memory for every number of rows that it meets, and batches have all of them.
+    """
+    rows = -(-len(x) // _ROWS) * _ROWS
+    if rows == len(x):
+        return x.to(dtype)
+    out = torch.empty(rows, x.shape[1], dtype=dtype)
+    out[: len(x)] = x
+    out[len(x) :] = 0
+    return out
 
 
 def _multiplied_in(weight: PackedWeight) -> torch.dtype:

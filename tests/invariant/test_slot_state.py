@@ -18,6 +18,7 @@ from deepseek_r1.engine.request import GenerateRequest, SamplingParams
 from deepseek_r1.engine.slots import Ring, SlotPool
 from deepseek_r1.layers.context import KVLayout, Packed
 from deepseek_r1.layers.gated_delta import GatedDelta
+from deepseek_r1.layers.lora import AdapterRows
 from deepseek_r1.models.surgery import pack_linears
 from support.own_models import CONFIGS, made
 
@@ -54,6 +55,7 @@ class Stack(nn.Module):
         self.config = SimpleNamespace(vocab_size=VOCABULARY, max_position=512)
         self.precision = SimpleNamespace(name="fp32")
         self.mtp = ()
+        self.adapters = AdapterRows()
         self.layers = nn.ModuleList(self.layer(i, kind) for i, kind in enumerate(kinds))
         self.layouts = [layer.layout for layer in self.layers]
         self.table = nn.Parameter(torch.empty(VOCABULARY, DIM))

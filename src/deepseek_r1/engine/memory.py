@@ -37,7 +37,7 @@ LEAST_TOKENS = 256
 MARGIN = 96 << 20
 """Bytes kept free for what grows after the start: message buffers, requests in flight, allocator slack."""
 
-LOADING = 128 << 20
+LOADING = 64 << 20
 """Bytes that loading adds beside the weights (libraries on first use, what the allocator keeps), as measured, rounded
 up. Asking for them before loading makes the remedy true: a budget that passes the first check passes the second."""
 
@@ -53,7 +53,7 @@ LIBRARIES = 224 << 20
 API_PROCESS = 96 << 20
 """Bytes of the server's API process, as measured."""
 
-_RUNNING = 48 << 20
+_RUNNING = 24 << 20
 """Of `LOADING`, what stays, and the kernels compiled for each number of rows, as measured."""
 
 

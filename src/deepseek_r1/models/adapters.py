@@ -228,8 +228,9 @@ def merge_adapter(decoder: Decoder, name: str) -> None:
 
     Raises `ValueError` for packed weights: load the model with pack=False.
     """
+    modules = dict(decoder.named_modules())  # members of a packed group are none
     for site, part in factors(decoder, name).items():
-        holder = decoder.get_submodule(site) if site in dict(decoder.named_modules()) else None
+        holder = modules.get(site)
         if not isinstance(holder, LoraLinear) or not isinstance(holder.base, Linear):
             raise ValueError(f"{site} is packed: load the model with pack=False to merge an adapter")
         weight = holder.base.weight

@@ -241,3 +241,26 @@ def test_the_engine_ends_without_settings() -> None:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment, timeout=20, check=False)
     assert done.returncode == 0
+
+
+def test_the_engine_can_be_ended_at_any_moment() -> None:
+    """SIGTERM may find the process inside any callback, its own last ones included: it must stay silent there."""
+    code = (
+        "import os, signal, sys, time, weakref\n"
+        "from deepseek_r1.core.errors import UnsupportedError\n"
+        "from deepseek_r1.serve.engine_process import main\n"
+        "def load(settings):\n"
+        "    weakref.finalize(main, lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1)))\n"
+        "    raise UnsupportedError('no model')\n"
+        "sys.exit(main(load))\n"
+    )
+    settings = {"address": "ipc:///nowhere/engine", "model_path": "m", "precision": "fp32", "memory_bytes": None}
+    settings |= {"max_concurrent": 1, "parent_pid": os.getpid()}
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(json.dumps(settings).encode() + b"\n")
+        process.stdin.flush()  # and left open: its end would end the process
+        assert process.wait(timeout=30) == -signal.SIGTERM
+        assert process.stderr.read() == b""

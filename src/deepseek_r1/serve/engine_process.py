@@ -189,9 +189,9 @@ def end_with_parent(settings: EngineSettings) -> None:
 
 def main(load: Loader = load_real_engine) -> int:
     """Run the engine process to its end."""
-    # Ctrl-C reaches every process of the terminal: the API process takes it, and ends us in order.
+    # Ctrl-C reaches every process of the terminal: the API process takes it, and ends us by SIGTERM. That keeps
+    # its default: nothing here needs an orderly end, and an exception raised by a handler could come anywhere.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         return 0  # the parent was gone before it had said anything

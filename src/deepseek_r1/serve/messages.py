@@ -92,7 +92,6 @@ class EngineSettings(msgspec.Struct):
     max_concurrent: int
     parent_pid: int
     speculative: Speculation = "off"
-    options: dict[str, str] = {}
     adapters: dict[str, str] = {}
     """Folders of low-rank adapters, by name."""
 

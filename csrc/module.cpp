@@ -15,6 +15,7 @@ namespace nb = nanobind;
 
 namespace r1 {
 
+void bind_gradient(nb::module_&);
 void bind_grouped(nb::module_&);
 void bind_linear(nb::module_&);
 void bind_rows(nb::module_&);
@@ -56,6 +57,7 @@ NB_MODULE(_native, m) {
         program.run();
       });
   bind_linear(m);
+  bind_gradient(m);
   bind_grouped(m);
   bind_rows(m);
   bind_sample(m);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "attention_amx.h"
+#include "gradient_impl.h"
 #include "linear_amx.h"
 #include "rows_impl.h"
 #include "sample_impl.h"
@@ -37,7 +38,8 @@ bool amx_kernels(Kernels& k) {
        true,
        amx::row_kernels(),
        {amx::attend_amx, amx::merge_amx},
-       amx::sample_kernels()};
+       amx::sample_kernels(),
+       amx::gradient_kernels()};
   return true;
 }
 

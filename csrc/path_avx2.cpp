@@ -4,6 +4,7 @@
 
 #if defined(__x86_64__) && defined(__AVX2__)
 #include "attention_impl.h"
+#include "gradient_impl.h"
 #include "linear_avx2.h"
 #include "rows_impl.h"
 #include "sample_impl.h"
@@ -19,7 +20,8 @@ bool avx2_kernels(Kernels& k) {
        false,
        avx2::row_kernels(),
        avx2::attention_kernels(),
-       avx2::sample_kernels()};
+       avx2::sample_kernels(),
+       avx2::gradient_kernels()};
   return true;
 }
 

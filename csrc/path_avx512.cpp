@@ -4,6 +4,7 @@
 
 #if defined(__x86_64__) && defined(__AVX512BF16__)
 #include "attention_impl.h"
+#include "gradient_impl.h"
 #include "linear_avx512.h"
 #include "rows_impl.h"
 #include "sample_impl.h"
@@ -22,7 +23,8 @@ bool avx512_kernels(Kernels& k) {
        false,
        avx512::row_kernels(),
        avx512::attention_kernels(),
-       avx512::sample_kernels()};
+       avx512::sample_kernels(),
+       avx512::gradient_kernels()};
   return true;
 }
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attention_impl.h"
+#include "gradient_impl.h"
 #include "linear_generic.h"
 #include "paths.h"
 #include "rows_impl.h"
@@ -47,7 +48,8 @@ Kernels generic_kernels() {
           false,
           generic::row_kernels(),
           generic::attention_kernels(),
-          generic::sample_kernels()};
+          generic::sample_kernels(),
+          generic::gradient_kernels()};
 }
 
 const Kernels& kernels() { return current(); }

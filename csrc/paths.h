@@ -5,6 +5,7 @@
 #include "linear.h"
 #include "rows.h"
 #include "attention.h"
+#include "gradient.h"
 #include "sample.h"
 
 namespace r1 {
@@ -18,6 +19,7 @@ struct Kernels {
   RowKernels rows;            // norms, rope, gates …: rows.h
   AttentionKernels attention; // attention.h
   SampleKernels sample;       // sample.h
+  GradientKernels gradients;  // gradient.h
 };
 
 // Whether the path's product reads its rows as bf16, or of 8-bit weights with a scale by row as two bytes; both take two

@@ -24,7 +24,7 @@ from deepseek_r1.kernels import ops
 from deepseek_r1.models.adapters import factors
 from deepseek_r1.models.locate import locate_model
 from deepseek_r1.train.forward import hidden_states, logprobs_of
-from deepseek_r1.train.grpo import answers_of
+from deepseek_r1.train.grpo import answers_of, bundled
 from deepseek_r1.train.optimizer import build_optimizer
 from deepseek_r1.train.policy import ADAPTER, Policy, load_policy
 from deepseek_r1.train.rollout import Rollout
@@ -69,12 +69,15 @@ def set_threads(count: int) -> None:
 
 
 def prompts(count: int, vocab_size: int, draw: random.Random) -> Iterator[list[int]]:
-    """Prompts of 1 to 90 tokens; four in a row share their beginning."""
+    """Prompts of 1 to 90 tokens, each twice; four in a row share their beginning."""
     shared: list[int] = []
+    own: list[int] = []
     for number in range(count):
         if number % 4 == 0:
             shared = [draw.randrange(3, vocab_size) for _ in range(draw.randrange(60))]
-        yield shared + [draw.randrange(3, vocab_size) for _ in range(draw.randrange(1, 30))]
+        if number % 2 == 0:
+            own = [draw.randrange(3, vocab_size) for _ in range(draw.randrange(1, 30))]
+        yield shared + own
 
 
 def sample(policy: Policy, variant: Variant, tokens: int, seed: int) -> tuple[list[Rollout], dict[str, int]]:
@@ -105,11 +108,11 @@ def sample(policy: Policy, variant: Variant, tokens: int, seed: int) -> tuple[li
 
 def logprobs(policy: Policy, rollouts: list[Rollout]) -> tuple[Tensor, Tensor]:
     """The trainer's log-probabilities, with gradients, and the engine's: (n,) float64 each."""
-    part = answers_of(rollouts)
+    part = answers_of(bundled(rollouts, 1 << 20))
     with policy.learning():
-        hidden = hidden_states(policy.decoder, part.input_ids, part.positions, part.lengths)
+        hidden = hidden_states(policy.decoder, part.input_ids, part.positions, part.lengths, part.prefixes)
         assert hidden.requires_grad
-        return logprobs_of(policy.decoder, hidden[part.rows], part.targets), part.old
+        return logprobs_of(policy.decoder, ops.take_rows(hidden, part.rows), part.targets), part.old
 
 
 def write_rollouts(model: str, precision: str, tokens: int, seed: int, folder: Path) -> None:

@@ -17,7 +17,7 @@ from deepseek_r1.config.train import TrainConfig
 from deepseek_r1.models.loading import load_decoder
 from deepseek_r1.models.surgery import train_all
 from deepseek_r1.models.text.load import load_tokenizer
-from deepseek_r1.train.grpo import Grpo, answers_of
+from deepseek_r1.train.grpo import Grpo, answers_of, bundled
 from deepseek_r1.train.loop import MicroBatch
 from deepseek_r1.train.policy import Policy
 from deepseek_r1.train.rollout import Rollout, advantages
@@ -115,7 +115,7 @@ def test_the_loss_is_trls(kl: float, entropy: float, models_folder: Path, tmp_pa
     config = TrainConfig(method="grpo", steps=1, stages=(1,), kl_weight=kl, entropy_weight=entropy, families=("gcd",))
     objective = Grpo(policy, NoSampler(), load_tokenizer(path), config)
     flat = torch.cat([reference[n, : len(r.ids)] for n, r in enumerate(rollouts)]).double()
-    part = answers_of(rollouts)
+    part = answers_of(bundled(rollouts, 1 << 20))
     with pytest.MonkeyPatch.context() as patch:
         real = __import__("deepseek_r1.train.grpo", fromlist=["grpo"])
         given = real.logprobs_of

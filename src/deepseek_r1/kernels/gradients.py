@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deepseek_r1.kernels import native, sampling
+from deepseek_r1.kernels import backward, native, sampling
 from deepseek_r1.kernels.packed import PackedWeight
 
 Operator = Callable[..., Tensor]
@@ -122,6 +122,8 @@ class _Swish(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         gate, up = ctx.saved_tensors
+        if grads[0].dtype == gate.dtype == up.dtype:
+            return None, *backward.gated(grads[0], gate, up)
         return None, torch.ops.aten.silu_backward(grads[0] * up, gate), grads[0] * torch.nn.functional.silu(gate)
 
 
@@ -140,22 +142,62 @@ class _Normed(torch.autograd.Function):
         return run(x.detach(), weight.detach())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        wide, grad = x.float(), grads[0].float()
-        size = wide.shape[-1]
-        scale = torch.rsqrt(torch.linalg.vecdot(wide, wide).div_(size).add_(ctx.eps)).unsqueeze(-1)
-        of_weight = None
+        of_x = of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_x = backward.rms_norm(grads[0], x, weight, ctx.eps)
         if ctx.needs_input_grad[2]:
-            of_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0).to(weight.dtype)
-        back = grad * weight.float()
-        share = torch.linalg.vecdot(back, wide).unsqueeze(-1).mul_(scale * scale / size)
-        return None, back.addcmul_(wide, share, value=-1).mul_(scale).to(x.dtype), of_weight, None
+            wide = x.float()
+            scale = torch.rsqrt(torch.linalg.vecdot(wide, wide).div_(x.shape[-1]).add_(ctx.eps)).unsqueeze(-1)
+            of_weight = (grads[0].float() * wide).mul_(scale).flatten(0, -2).sum(0).to(weight.dtype)
+        return None, of_x, of_weight, None
 
 
 def normed(run: Operator, x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """run(x, weight), which is weight * x / rms(x)."""
     return _Normed.apply(run, x, weight, eps) if needed(x, weight) else run(x, weight)  # type: ignore[no-untyped-call]
+
+
+class _Parts(torch.autograd.Function):
+    """Columns of a product, whose gradients need no joining where they were written side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dtype, ctx.sizes = x.shape, x.dtype, sizes
+        return torch.split(x.detach(), list(sizes), dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+        first = grads[0]
+        if first is not None and _side_by_side(grads, ctx.shape):
+            return first.as_strided(ctx.shape, (ctx.shape[-1], 1), first.storage_offset()), None
+        pairs = zip(grads, ctx.sizes, strict=True)
+        whole = [torch.zeros(*ctx.shape[:-1], size, dtype=ctx.dtype) if g is None else g for g, size in pairs]
+        return torch.cat(whole, -1), None
+
+
+def _side_by_side(grads: Sequence[Tensor | None], shape: torch.Size) -> bool:
+    """Whether these are the columns, in order, of one tensor of that shape (rows, columns)."""
+    first = grads[0]
+    if first is None or len(shape) != 2:
+        return False
+    place = first.storage_offset()
+    for grad in grads:
+        if grad is None or grad.stride() != (shape[1], 1) or grad.storage_offset() != place:
+            return False
+        if grad.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            return False
+        place += grad.shape[1]
+    return True
+
+
+def parts(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """x (..., sum of sizes) -> views of so many columns each."""
+    if needed(x):
+        return _Parts.apply(x, sizes)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.split(x, list(sizes), dim=-1)
 
 
 class _Product(torch.autograd.Function):

@@ -101,7 +101,7 @@ def pack_rows(
     )
 
 
-def _heads(x: Tensor) -> tuple[Tensor, int, int, int, int, int]:
+def by_head(x: Tensor) -> tuple[Tensor, int, int, int, int, int]:
     """x (T, dim) or (T, heads, dim), and its (tokens, heads, dim, distance between tokens, between heads)."""
     if x.stride(-1) != 1 and x.shape[-1] != 1:
         x = x.contiguous()
@@ -113,7 +113,7 @@ def _heads(x: Tensor) -> tuple[Tensor, int, int, int, int, int]:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `ops.rms_norm`."""
-    flat, *sizes = _heads(x)
+    flat, *sizes = by_head(x)
     out = empty(tuple(x.shape), weight.dtype)
     dim = x.shape[-1]
     bf16 = weight.dtype is torch.bfloat16
@@ -144,7 +144,7 @@ def rotary(positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.d
 
 def rope(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """See `ops.rope`."""
-    flat, *sizes = _heads(x)
+    flat, *sizes = by_head(x)
     out = empty(tuple(x.shape), cos.dtype)
     _, heads, dim = x.shape
     bf16 = cos.dtype is torch.bfloat16
@@ -241,10 +241,10 @@ def row_layout(dtype: torch.dtype, heads: int, key_dim: int, value_dim: int, sha
 
 def kv_write(pool: Tensor, layout: Any, slots: Tensor, k: Tensor, v: Tensor | None) -> None:
     """Store k (T, heads, key_dim) and v (T, heads, value_dim) in rows `slots` (T,) of the pool."""
-    k, tokens, _, _, *k_steps = _heads(k)
+    k, tokens, _, _, *k_steps = by_head(k)
     v_steps = [0, 0]
     if v is not None:
-        v, _, _, _, *v_steps = _heads(v if v.dtype is k.dtype else v.to(k.dtype))
+        v, _, _, _, *v_steps = by_head(v if v.dtype is k.dtype else v.to(k.dtype))
     bf16 = k.dtype is torch.bfloat16
     library.kv_write(
         *(address(k, *FLOATS), address(v, *FLOATS), bf16, tokens, *k_steps, *v_steps),
@@ -254,7 +254,7 @@ def kv_write(pool: Tensor, layout: Any, slots: Tensor, k: Tensor, v: Tensor | No
 
 def attention(q: Tensor, pool: Tensor, layout: Any, value_dim: int, spans: Spans, window: int, scale: float) -> Tensor:
     """q (T, heads, key_dim) of `spans` over pool (blocks, slots, width) -> (T, heads, value_dim) in q's dtype."""
-    flat, tokens, heads, _, *steps = _heads(q)
+    flat, tokens, heads, _, *steps = by_head(q)
     out = empty((tokens, heads, value_dim), q.dtype)
     bf16 = q.dtype is torch.bfloat16
     scratch = None

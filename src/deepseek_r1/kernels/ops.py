@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from deepseek_r1.kernels import delta_reference, gradients, grouped, native, reference, sampling
+from deepseek_r1.kernels.backward import Families as Families
+from deepseek_r1.kernels.backward import attention_gradient as attention_gradient
+from deepseek_r1.kernels.delta_reference import l2_norm as l2_norm
 from deepseek_r1.kernels.gradients import Low as Low
 from deepseek_r1.kernels.gradients import differentiable as differentiable
 from deepseek_r1.kernels.gradients import needed as needed
+from deepseek_r1.kernels.gradients import parts as parts
 from deepseek_r1.kernels.gradients import with_gradient as with_gradient
 from deepseek_r1.kernels.grouped import PackedStack as PackedStack
 from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
@@ -143,8 +147,8 @@ def scaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
     """Rows `index` (n,) int64 of x (rows, dim) -> (n, dim). The caller answers for the index."""
     if natively(x):
-        return differentiable(lambda x: native.copy(x, index, 1.0, x.dtype), lambda x: x[index], x)
-    return x[index]
+        return differentiable(lambda x: native.copy(x, index, 1.0, x.dtype), lambda x: reference.take_rows(x, index), x)
+    return reference.take_rows(x, index)
 
 
 def join(*parts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -320,11 +324,6 @@ def peak(kind: str, seconds: float) -> float:
     Native kernels only; raises `ValueError` where the processor lacks the instructions.
     """
     return native.peak(kind, seconds)
-
-
-def l2_norm(x: Tensor, eps: float) -> Tensor:
-    """x (..., dim) / sqrt(sum of squares + eps)."""
-    return delta_reference.l2_norm(x, eps)
 
 
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,6 +107,11 @@ def by_expert(chosen: Tensor, totals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return order // chosen.shape[1], places.view(chosen.shape), counts.cumsum(0, dtype=torch.int32)
 
 
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Not x[index]: where a row is taken twice, its gradient would be added up in any order, and so would its bits."""
+    return x.index_select(0, index)
+
+
 def combine(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     """Slot after slot."""
     parts = x[places].float() * weights.unsqueeze(-1)  # (T, active, dim)

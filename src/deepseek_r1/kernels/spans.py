@@ -60,10 +60,3 @@ class Spans:
         self = cls(tokens, len(spans), blocks, block_size)
         self.fill(spans)
         return self
-
-    @classmethod
-    def packed(cls, lengths: Sequence[int]) -> Spans:
-        """Whole sequences laid end to end, whose rows are a pool of one-row blocks."""
-        ends = np.cumsum([0, *lengths])
-        spans = [(0, length, np.arange(end, end + length)) for length, end in zip(lengths, ends, strict=False)]
-        return cls.of(spans, 1)  # type: ignore[arg-type]

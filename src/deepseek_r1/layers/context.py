@@ -5,7 +5,6 @@ The model never sees a cache. It hands q, k, v and the layer's layout to the con
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,16 +157,20 @@ def causal_mask(start: int, count: int, length: int, window: int | None, global_
 class _Group:
     """Sequences side by side, padded behind their ends, where a causal mask lets nobody look.
 
-    `rows` are their tokens' rows in the flat batch, and `places` where these stand among the padded ones.
+    `seen` are each one's rows of the flat batch, those that it goes on from included. `rows` are the others, its own,
+    and `places` where these stand among the padded ones.
     """
 
-    def __init__(self, starts: list[int], lengths: list[int]) -> None:
-        self.count, self.length = len(starts), max(lengths)
-        inside = torch.arange(self.length) < torch.tensor(lengths).unsqueeze(1)  # (count, length)
-        index = torch.tensor(starts).unsqueeze(1) + torch.arange(self.length)
-        self.rows = index[inside]
-        self.places = inside.flatten().nonzero().squeeze(1)
-        self._index = torch.where(inside, index, self.rows[0]).flatten()
+    def __init__(self, seen: list[Tensor], before: list[int]) -> None:
+        self.count, self.length = len(seen), max(len(rows) for rows in seen)
+        self.rows = torch.cat([rows[start:] for rows, start in zip(seen, before, strict=True)])
+        index = torch.full((self.count, self.length), int(self.rows[0]))
+        own = torch.zeros(self.count, self.length, dtype=torch.bool)
+        for i, (rows, start) in enumerate(zip(seen, before, strict=True)):
+            index[i, : len(rows)] = rows
+            own[i, start : len(rows)] = True
+        self.places = own.flatten().nonzero().squeeze(1)
+        self._index = index.flatten()
 
     def pad(self, x: Tensor) -> Tensor:
         """x (T, heads, dim) -> (count, length, heads, dim)."""
@@ -185,11 +188,12 @@ class _Group:
 class Packed:
     """Whole sequences laid end to end, for training and scoring; gradients flow through it.
 
-    `lengths` are the sequences' lengths in the order they stand in the flat batch.
+    `lengths` are the sequences' lengths in the order they stand in the flat batch. `prefixes` names, for a sequence
+    that goes on from the end of another one, that one's number: answers to one prompt need the prompt once.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self.lengths = list(lengths)
+    def __init__(self, lengths: Sequence[int], prefixes: Sequence[int | None] | None = None) -> None:
+        self._families = ops.Families(lengths, [None] * len(lengths) if prefixes is None else prefixes)
 
     def attend(
         self,
@@ -204,25 +208,32 @@ class Packed:
         """See `AttentionContext.attend`."""
         window = layout.reach(window)
 
-        def formula(q: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
-            return self._attend(q, *layout.rounded(k, v), layout, scale, window)
-
         def run(q: Tensor, k: Tensor, v: Tensor | None = None) -> Tensor:
             pool = torch.empty(len(k), 1, layout.width, dtype=layout.dtype)
             size = layout.value_dim
             return ops.paged_attention(q, k, v, pool, self._spans, value_dim=size, scale=scale, window=window)
 
         def gradient(grad: Tensor, q: Tensor, k: Tensor, v: Tensor | None = None) -> tuple[Tensor, ...]:
-            return self._gradient(grad, (q, k) if v is None else (q, k, v), layout, scale, window)
+            # Straight through what is rounded.
+            of_q, of_k, of_v = ops.attention_gradient(
+                grad, q, *layout.rounded(k, v), families=self._families, scale=scale, window=window
+            )
+            if v is None:  # the values are columns of the keys
+                of_k[..., : layout.value_dim] += of_v
+                return of_q.to(q.dtype), of_k.to(k.dtype)
+            return of_q.to(q.dtype), of_k.to(k.dtype), of_v.to(v.dtype)
 
         given = (q, k) if v is None else (q, k, v)
         if ops.natively(*given) and layout.global_every is None:
             return ops.with_gradient(run, gradient, *given)
-        return formula(*given)
+        return self._attend(q, *layout.rounded(k, v), layout, scale, window)
 
     @cached_property
     def _spans(self) -> Spans:
-        return Spans.packed(self.lengths)
+        families = self._families  # every row is a block of its own
+        return Spans.of(
+            [(families.before(i), size, families.rows(i).tolist()) for i, size in enumerate(families.lengths)], 1
+        )
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: KVLayout, scale: float, window: int | None) -> Tensor:
         out = q.new_empty(*q.shape[:2], layout.value_dim)
@@ -231,43 +242,25 @@ class Packed:
             out = out.index_copy(0, group.rows, part.flatten(0, 1).index_select(0, group.places))
         return out
 
-    def _gradient(
-        self, grad: Tensor, given: tuple[Tensor, ...], layout: KVLayout, scale: float, window: int | None
-    ) -> tuple[Tensor, ...]:
-        """Gradients of q, k and v: group by group through torch's attention, straight through what is rounded."""
-        found = tuple(torch.empty_like(x) for x in given)
-        for group in self._groups:
-            padded = [group.pad(x).requires_grad_() for x in given]
-            with torch.enable_grad():
-                q, *rest = padded
-                k, v = layout.rounded(rest[0].flatten(0, 1), rest[1].flatten(0, 1) if len(rest) > 1 else None)
-                shape = q.shape[:2]
-                part = group.attend(
-                    [q, k.view(*shape, *k.shape[1:]), v.reshape(*shape, *v.shape[1:])], layout, scale, window
-                )
-            wanted = torch.zeros_like(part).flatten(0, 1)
-            wanted.index_copy_(0, group.places, grad.index_select(0, group.rows))
-            for to, part_grad in zip(found, torch.autograd.grad(part, padded, wanted.view_as(part)), strict=True):
-                to.index_copy_(0, group.rows, part_grad.flatten(0, 1).index_select(0, group.places))
-        return found
-
     @cached_property
     def _groups(self) -> list[_Group]:
         """The sequences in groups of similar lengths, so that padding makes little more work."""
-        order = sorted((i for i, length in enumerate(self.lengths) if length), key=lambda i: -self.lengths[i])
+        families = self._families
+        seen = {i: families.rows(i) for i, size in enumerate(families.lengths) if size}
         groups: list[list[int]] = []
-        for i in order:
-            if not groups or self.lengths[i] < _LEAST_SHARE * self.lengths[groups[-1][0]]:
+        for i in sorted(seen, key=lambda i: -len(seen[i])):
+            if not groups or len(seen[i]) < _LEAST_SHARE * len(seen[groups[-1][0]]):
                 groups.append([])
             groups[-1].append(i)
-        starts = list(itertools.accumulate(self.lengths, initial=0))
-        return [_Group([starts[i] for i in group], [self.lengths[i] for i in group]) for group in groups]
+        return [_Group([seen[i] for i in group], [families.before(i) for i in group]) for group in groups]
 
     def scan(self, layer_index: int, layout: StateLayout, step: Step, *inputs: Tensor) -> Tensor:
         """See `AttentionContext.scan`. Every sequence starts from zeros."""
         out = []
         device = inputs[0].device
-        for parts in zip(*(torch.split(x, self.lengths) for x in inputs), strict=True):
+        for i in range(len(self._families.lengths)):
+            rows = self._families.rows(i).to(device)
             states = tuple(torch.zeros(1, *shape, dtype=layout.dtype, device=device) for shape in layout.shapes)
-            out.append(step(states, *(part.unsqueeze(0) for part in parts))[0][0])
+            found = step(states, *(x.index_select(0, rows).unsqueeze(0) for x in inputs))[0][0]
+            out.append(found[self._families.before(i) :])
         return torch.cat(out)

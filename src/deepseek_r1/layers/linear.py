@@ -94,7 +94,7 @@ class PackedLinearGroup(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (..., in_features) -> one output per member."""
-        return torch.split(ops.linear(x, self.weight, self.bias), self.sizes, dim=-1)
+        return ops.parts(ops.linear(x, self.weight, self.bias), self.sizes)
 
 
 def _as_read(bias: Tensor | None, weight: ops.PackedWeight) -> Tensor | None:

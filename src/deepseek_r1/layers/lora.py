@@ -117,7 +117,7 @@ class LoraGroup(nn.Module):
             firsts = itertools.accumulate(self.base.sizes[:-1], initial=0)
             places = [(self.of(name), first) for name, first in zip(self.names, firsts, strict=True)]
             if (parts := _in_one(self.base, x, places, self._rows)) is not None:
-                return torch.split(ops.adapted_linear(x, *parts), self.base.sizes, dim=-1)
+                return ops.parts(ops.adapted_linear(x, *parts), self.base.sizes)
         pairs = zip(self.base(x), self.names, strict=True)
         return tuple(adapted(out, x, self.of(name), self._rows) for out, name in pairs)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deepseek_r1.config.train import TrainConfig
 from deepseek_r1.data.packing import pack_lengths
+from deepseek_r1.kernels import ops
 from deepseek_r1.models.text.tokenizer import Tokenizer
 from deepseek_r1.train.curriculum import Curriculum
 from deepseek_r1.train.forward import hidden_states, logprobs_and_entropies, logprobs_of
@@ -26,11 +27,15 @@ from deepseek_r1.train.rollout import Rollout, Sampler, advantages, judge
 
 @dataclass(frozen=True)
 class Answers:
-    """Rollouts end to end: (T,) ids and positions, and what each of the n sampled tokens needs, (n,) each."""
+    """Prompts and answers end to end: (T,) ids and positions, and what each of the n sampled tokens needs, (n,) each.
+
+    Answers go on from the end of their prompt (`prefixes`), which is there once.
+    """
 
     input_ids: Tensor
     positions: Tensor
     lengths: tuple[int, ...]
+    prefixes: tuple[int | None, ...]
     rows: Tensor
     targets: Tensor
     old: Tensor
@@ -85,9 +90,10 @@ class Grpo:
         """The step's answers in packed batches; new ones every `updates` steps."""
         if step % self.config.updates == 0 or not self._rollouts:
             self._sample(step)
-        lengths = [len(rollout.prompt) + len(rollout.ids) for rollout in self._rollouts]
+        bundles = bundled(self._rollouts, self.config.batch_tokens)
+        lengths = [_tokens(bundle) for bundle in bundles]
         groups = pack_lengths(lengths, max(self.config.batch_tokens, *lengths))
-        parts = [answers_of([self._rollouts[i] for i in group]) for group in groups]
+        parts = [answers_of([bundles[i] for i in group]) for group in groups]
         return [MicroBatch((step, part), len(part.rows), len(part.input_ids)) for part in parts]
 
     def _sample(self, step: int) -> None:
@@ -149,7 +155,7 @@ class Grpo:
         """The summed loss of the tokens that were sampled."""
         step, part = batch.content
         decoder, config = self.policy.decoder, self.config
-        hidden = hidden_states(decoder, part.input_ids, part.positions, part.lengths)[part.rows]
+        hidden = self._hidden(part)
         weight = config.entropy_weight * self.stage(step)
         if weight:
             logprobs, entropies = logprobs_and_entropies(decoder, hidden, part.targets)
@@ -160,12 +166,15 @@ class Grpo:
         figures = {"clipped": float(clipped.sum()), "entropy": float(entropies.detach().sum())}
         if config.kl_weight:
             with torch.no_grad(), self.policy.reference():
-                before = hidden_states(decoder, part.input_ids, part.positions, part.lengths)[part.rows]
-                reference = logprobs_of(decoder, before, part.targets)
+                reference = logprobs_of(decoder, self._hidden(part), part.targets)
             apart = divergence(logprobs, reference, part.old)
             total = total + config.kl_weight * apart.sum()
             figures["kl"] = float(apart.detach().sum())
         return total, figures
+
+    def _hidden(self, part: Answers) -> Tensor:
+        every = hidden_states(self.policy.decoder, part.input_ids, part.positions, part.lengths, part.prefixes)
+        return ops.take_rows(every, part.rows)
 
     def finished(self, step: int) -> Mapping[str, float]:
         """The figures of the step's rollouts."""
@@ -187,26 +196,54 @@ class Grpo:
         self._figures = dict(state["figures"])
 
 
-def answers_of(rollouts: Sequence[Rollout]) -> Answers:
-    """Rollouts as one packed batch. The row before a token is the one that it was sampled from."""
+def bundled(rollouts: Sequence[Rollout], most: int) -> list[list[Rollout]]:
+    """Answers to one prompt that stand side by side, cut where the prompt and they would have more than `most` tokens."""
+    bundles: list[list[Rollout]] = []
+    for rollout in rollouts:
+        last = bundles[-1] if bundles else None
+        if last is None or last[0].prompt != rollout.prompt or _tokens([*last, rollout]) > most:
+            bundles.append([])
+        bundles[-1].append(rollout)
+    return bundles
+
+
+def _tokens(bundle: Sequence[Rollout]) -> int:
+    # The last token of an answer is only ever a target.
+    return len(bundle[0].prompt) + sum(len(rollout.ids) - 1 for rollout in bundle)
+
+
+def answers_of(bundles: Sequence[Sequence[Rollout]]) -> Answers:
+    """Bundles as one packed batch. The row before a token is the one that it was sampled from."""
     ids: list[int] = []
     positions: list[int] = []
+    lengths: list[int] = []
+    prefixes: list[int | None] = []
     rows: list[int] = []
     targets: list[int] = []
     old: list[float] = []
     weights: list[float] = []
-    for rollout in rollouts:
-        first = len(ids) + len(rollout.prompt) - 1
-        rows += range(first, first + len(rollout.ids))
-        positions += range(len(rollout.prompt) + len(rollout.ids))
-        ids += [*rollout.prompt, *rollout.ids]
-        targets += rollout.ids
-        old += rollout.logprobs
-        weights += [rollout.advantage] * len(rollout.ids)
+    for bundle in bundles:
+        prompt, root = bundle[0].prompt, len(lengths)
+        ids += prompt
+        positions += range(len(prompt))
+        lengths.append(len(prompt))
+        prefixes.append(None)
+        first = len(ids) - 1
+        for rollout in bundle:
+            own = len(rollout.ids) - 1
+            rows += [first, *range(len(ids), len(ids) + own)]
+            ids += rollout.ids[:-1]
+            positions += range(len(prompt), len(prompt) + own)
+            lengths.append(own)
+            prefixes.append(root)
+            targets += rollout.ids
+            old += rollout.logprobs
+            weights += [rollout.advantage] * len(rollout.ids)
     return Answers(
         torch.tensor(ids),
         torch.tensor(positions),
-        tuple(len(rollout.prompt) + len(rollout.ids) for rollout in rollouts),
+        tuple(lengths),
+        tuple(prefixes),
         torch.tensor(rows),
         torch.tensor(targets),
         torch.tensor(old, dtype=torch.float64),

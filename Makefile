@@ -2,6 +2,8 @@
 PORT ?= 8080
 MODEL ?= default
 ARGS ?=
+# Where `make r1-lite` keeps its state: it goes on from there.
+R1_LITE ?= $(HOME)/.cache/deepseek-r1/r1-lite
 PYTHON ?= python3
 # Another wheel index for torch, for machines where the pin would be a CUDA build of several GB (see README).
 TORCH_INDEX ?=
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHON TORCH_INDEX VENV
 
-.PHONY: serve test prove lint types bench peers docs clean
+.PHONY: serve test prove lint types bench peers r1-lite docs clean
 .DEFAULT_GOAL := serve
 
 $(VENV)/.ready: pyproject.toml constraints.txt deploy/environment.sh $(wildcard csrc/*)
@@ -44,6 +46,10 @@ bench: $(VENV)/.ready-dev
 # The engines that `deepseek-benchmark --compare` measures against, each in an environment of its own.
 peers:
 	@sh deploy/peers.sh $(ARGS)
+
+# A small reasoning model with its control, evaluation and report; ARGS="--only publish" then puts it into the package.
+r1-lite: $(VENV)/.ready-dev
+	@exec $(BIN)/python recipes/r1_lite.py "$(R1_LITE)" $(ARGS)
 
 docs: $(VENV)/.ready-dev
 	@$(BIN)/python docs/generate_cli.py

@@ -60,30 +60,37 @@ void pack(const PackArgs& a, int64_t begin, int64_t end) {
 
 namespace {
 
-// The values of column c of a panel of codes, from k = 0 to padded k, group by group: `put(k, count, values)`.
-template <class Put>
-void column_values(const Weight& w, const uint8_t* panel, int64_t c, Put put) {
+void put_value(float* at, float value) { *at = value; }
+void put_value(uint16_t* at, float value) { *at = packing::to_bf16(value); }
+
+// Column c of a panel of codes -> out (k): what one of 4 bits can be is worked out once for its group.
+template <class T>
+void unpack_codes(const Weight& w, const uint8_t* panel, int64_t c, T* out) {
   const Format& f = w.format;
-  const int64_t groups = f.padded_k(w.k) / f.group, unit = f.unit_k();
-  float values[128];
-  for (int64_t g = 0; g < groups; ++g, panel += f.group_bytes()) {
+  const int64_t unit = f.unit_k();
+  T values[128];
+  for (int64_t first = 0; first < w.k; first += f.group, panel += f.group_bytes()) {
     const uint8_t* scales = panel + f.group / unit * kUnit;
     const float scale = packing::scale_at(scales, f, c);
     const float minimum = f.minima ? packing::scale_at(scales, f, kPanel + c) : 0.0f;
     const uint8_t* at = panel + c * 4;
-    for (int64_t i = 0; i < f.group; i += unit, at += kUnit)
-      for (int64_t b = 0; b < 4; ++b) {
-        const int32_t byte = at[b];
-        if (unit == 8) {
-          values[i + b] = static_cast<float>((byte & 15) - f.offset()) * scale;
-          values[i + 4 + b] = static_cast<float>((byte >> 4) - f.offset()) * scale;
-        } else {
-          values[i + b] = static_cast<float>(byte - f.offset()) * scale;
+    const auto value = [&](int32_t code) {
+      const float product = static_cast<float>(code - f.offset()) * scale;
+      return f.minima ? product + minimum : product;
+    };
+    if (f.kind == Kind::int4) {
+      T known[16];
+      for (int32_t code = 0; code < 16; ++code) put_value(known + code, value(code));
+      for (int64_t i = 0; i < f.group; i += 8, at += kUnit)
+        for (int64_t b = 0; b < 4; ++b) {
+          values[i + b] = known[at[b] & 15];
+          values[i + 4 + b] = known[at[b] >> 4];
         }
-      }
-    if (f.minima)
-      for (int64_t i = 0; i < f.group; ++i) values[i] += minimum;
-    put(g * f.group, std::min<int64_t>(f.group, w.k - g * f.group), values);
+    } else {
+      for (int64_t i = 0; i < f.group; i += 4, at += kUnit)
+        for (int64_t b = 0; b < 4; ++b) put_value(values + i + b, value(at[b]));
+    }
+    std::copy_n(values, std::min<int64_t>(f.group, w.k - first), out + first);
   }
 }
 
@@ -98,12 +105,8 @@ void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
     auto* halves = static_cast<uint16_t*>(a.out) + row * k;
     auto* floats = static_cast<float*>(a.out) + row * k;
     if (f.group > 0) {
-      column_values(a.weight, panel, c, [&](int64_t first, int64_t count, const float* values) {
-        for (int64_t i = 0; i < count; ++i) {
-          if (a.out_bf16) halves[first + i] = packing::to_bf16(values[i]);
-          else floats[first + i] = values[i];
-        }
-      });
+      if (a.out_bf16) unpack_codes(a.weight, panel, c, halves);
+      else unpack_codes(a.weight, panel, c, floats);
       continue;
     }
     for (int64_t i = 0; i < k; ++i) {
@@ -115,8 +118,8 @@ void unpack(const UnpackArgs& a, int64_t begin, int64_t end) {
         std::memcpy(&bits, panel + i / 2 * kUnit + c * 4 + i % 2 * 2, 2);
         value = packing::from_bf16(bits);
       }
-      if (a.out_bf16) halves[i] = packing::to_bf16(value);
-      else floats[i] = value;
+      if (a.out_bf16) put_value(halves + i, value);
+      else put_value(floats + i, value);
     }
   }
 }

@@ -14,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "server"))
 from real_server import start_real
 from server_process import Launcher, script
 
+SIZES = ("--memory", "1500MiB", "--max-concurrent", "4")
+
 
 def test_the_page_on_the_real_server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    server = start_real(tmp_path_factory.mktemp("page"), "--memory", "1500MiB", "--max-concurrent", "4")
+    server = start_real(tmp_path_factory.mktemp("page"), *SIZES, "--adapter", "none")
     noise = ["the server is ended below"]
     try:
         with opened_page(browser, server.url, noise) as page:
@@ -38,6 +40,26 @@ def test_the_page_on_the_real_server(browser: Any, tmp_path_factory: pytest.Temp
             server.process.wait(15)
             page.wait_for_selector("#banner:not([hidden])")
             assert "not answering" in page.inner_text("#banner")
+    finally:
+        server.close()
+
+
+def test_the_page_shows_what_the_default_model_thinks(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    server = start_real(tmp_path_factory.mktemp("think"), *SIZES)
+    try:
+        with opened_page(browser, server.url, []) as page:
+            page.set_default_timeout(30_000)
+            assert page.locator("#models option").all_inner_texts() == ["r1-lite", "SmolLM2-135M-Instruct"]
+            assert page.get_by_role("combobox", name="Model").input_value() == "r1-lite"
+            page.click("#open-settings")
+            page.fill("#temperature", "0")
+            page.click("text=Done")
+            ask_and_wait(page, "What is 17 + 26?")
+            assert page.inner_text(".thinking summary").startswith("Thought for ")
+            page.click(".thinking summary")
+            page.wait_for_selector(".thinking .reasoning:not(:empty)")
+            thought, said = page.inner_text(".thinking .reasoning"), last_answer(page)
+            assert "43" in thought and "43" in said and "think>" not in thought + said
     finally:
         server.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -101,6 +102,31 @@ def test_no_space_for_a_small_file(
         refused(given, 1, r"(run/.*json|data.svg|result): can't be written: No space left on device: .*\d+ are free")
     train(given)
     assert outcome(tmp_path / "run") == whole
+
+
+def test_no_space_for_the_report_costs_nothing_but_the_report(
+    given: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace, out = os.replace, tmp_path / "run"
+
+    def no_replace(source: Any, target: Any) -> None:
+        if "report" in Path(target).name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_replace)
+        train(given)
+    told = [line for line in capsys.readouterr().err.splitlines() if "report" in line]
+    assert len(told) == 1 and "its report is not written" in told[0] and "No space left on device" in told[0]
+    assert status(given) == "finished" and (out / "result" / "adapter_config.json").exists()
+    assert not list(out.glob("report*")) and not list(out.glob(".report*"))
+    row = {"suite": "reasoning", "family": "gcd", "n": 200, "mean": 0.625, "low": 0.551, "high": 0.694}
+    (out / "evaluation.json").write_text(json.dumps({"rows": [row]}))
+    train(given)
+    text = (out / "report.md").read_text()
+    assert "| status | finished |" in text and "| gcd |" in text and "62.5 %" in text
+    assert (out / "report.html").exists() and (out / "report-loss.svg").exists()
 
 
 @contextmanager

@@ -79,6 +79,17 @@ def test_the_requests_model_chooses(scripted: Running) -> None:
     assert scripted.http.post("/tokenize", json={"prompt": "ab", "model": "poet"}).json()["tokens"] == [97, 98]
 
 
+def test_an_adapter_that_thinks(scripted: Running) -> None:
+    """Tags in an adapter's text are found as those of any model: nothing in its files says that it thinks."""
+    words: dict[str, Any] = {"model": "poet", "messages": chat(say="<think>\n17+26=43\n</think>\n43")}
+    with scripted.client() as client:
+        message = client.chat.completions.create(**words).choices[0].message.model_dump()
+        assert (message["reasoning_content"], message["content"]) == ("17+26=43\n", "43")
+        parts = [chunk.choices[0].delta.model_dump() for chunk in client.chat.completions.create(**words, stream=True)]
+        for name in ("reasoning_content", "content"):
+            assert "".join(part.get(name) or "" for part in parts) == message[name]
+
+
 def test_other_models_are_not_served(scripted: Running) -> None:
     words = "the model 'Poet' is not served here; use 'default', 'tiny', 'poet' or 'clerk'"
     for path, body in (

@@ -40,7 +40,9 @@ def thinking_examples(question: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = start_real(tmp_path_factory.mktemp("r"), "--memory", "1500MiB", "--max-concurrent", "8")
+    """The base alone: what is asked of the engine here, the base's answers show."""
+    sizes = ("--memory", "1500MiB", "--max-concurrent", "8")
+    running = start_real(tmp_path_factory.mktemp("r"), *sizes, "--adapter", "none")
     yield running
     running.close()
 

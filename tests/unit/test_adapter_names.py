@@ -40,6 +40,8 @@ def test_what_is_written_is_read(adapters: dict[str, str]) -> None:
         ([f"{'a' * 65}=folder"], "is no name"),
         (["po\u00ebt=folder"], "is no name"),
         (["default=folder"], "'default' is what the model itself is called, not the adapter in folder"),
+        (["none", "a=one"], "'none' names no adapter"),
+        (["a=one", "none"], "'none' names no adapter"),
         (["a=one", "b=two", "a=three"], "two adapters are called 'a': one and three"),
         ([f"a{n}={'x' * 100}" for n in range(MOST_BYTES // 100)], "more than 8192"),
     ],
@@ -67,6 +69,15 @@ def test_the_default_is_one_of_them() -> None:
         ServeConfig(adapter=["a=one"], default_adapter="b")
     with pytest.raises(ConfigError, match="no adapter 'b'"):
         ServeConfig(default_adapter="b")
+
+
+def test_none_is_none() -> None:
+    for config in (ServeConfig(adapter=["none"]), GenerateConfig(adapter="none")):
+        assert config.adapters == {}
+    assert "model" not in GenerateConfig(adapter="none").sampling
+    assert ServeConfig(adapter=["none=folder"]).adapters == {"none": "folder"}, "a name as any other"
+    with pytest.raises(ConfigError, match="no adapter 'a'"):
+        ServeConfig(adapter=["none"], default_adapter="a")
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from deepseek_r1.cli.main import main
 from deepseek_r1.cli.verbs import VERBS
 from deepseek_r1.config.serve import ServeConfig
 from deepseek_r1.core.errors import CapacityError
+from deepseek_r1.models import embedded
 
 ROOT = Path(__file__).parents[2]
 WORDS = [list(verb.words) for verb in VERBS]
@@ -282,6 +283,23 @@ def test_generate_reads_standard_input(
         "token_ids": [5, 6],
     }
     assert {"max_tokens", "seed", "stop"} & set(seen["settings"]) == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "adapters"),
+    [
+        ([], {embedded.NAME: str(embedded.FOLDER)}),
+        (["--adapter", "none"], {}),
+        (["--adapter", "poet=poems"], {"poet": "poems"}),
+        (["x.gguf"], {}),
+    ],
+)
+def test_generate_answers_with_the_models_own_adapter(
+    words: list[str], adapters: dict[str, str], seen: dict[str, Any]
+) -> None:
+    assert main(["generate", "--prompt", "hi", *words]) == 0
+    assert seen["loaded"][1]["adapters"] == adapters
+    assert seen["settings"].get("model") == next(iter(adapters), None)
 
 
 @pytest.mark.parametrize("stdin", [Terminal(), io.StringIO("")])

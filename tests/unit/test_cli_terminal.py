@@ -196,6 +196,17 @@ def test_thinking_is_dimmed_on_terminals_only() -> None:
         assert stream.getvalue() == expected
 
 
+def test_one_blank_line_stands_between_thinking_and_answer() -> None:
+    for thoughts in (["hm"], ["hm\n"], ["h", "m\n"]):
+        stream = io.StringIO()
+        printer = AnswerPrinter(stream)
+        for thought in thoughts:
+            printer.push("", thought)
+        printer.push("yes")
+        printer.end()
+        assert stream.getvalue() == "hm\n\nyes\n"
+
+
 def test_an_answer_that_ends_while_thinking_ends_the_dimming() -> None:
     stream = Terminal()
     printer = AnswerPrinter(stream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from deepseek_r1.cli.opened import open_model
 from deepseek_r1.cli.terminal import AnswerPrinter
 from deepseek_r1.config.chat import ChatConfig
 from deepseek_r1.core.errors import RequestError
@@ -16,16 +17,8 @@ HELP = """/help   this text
 
 def chat(config: ChatConfig) -> int:
     """Talk with the model until the user leaves."""
-    from deepseek_r1.serve.local import DeepSeekModel
-
-    with DeepSeekModel.from_pretrained(
-        config.model,
-        precision=config.precision,
-        memory=config.memory,
-        max_concurrent=1,
-        speculative=config.speculative,
-        adapters=config.adapters,
-    ) as model:
+    model, config = open_model(config)
+    with model:
         converse(model, config)
     return 0
 
@@ -36,7 +29,7 @@ def converse(model: Any, config: ChatConfig) -> None:
     opening = [{"role": "system", "content": config.system}] if config.system is not None else []
     messages = list(opening)
     if sys.stdin.isatty():
-        print(f"Chatting with {config.model}. /help shows the commands.")
+        print(f"Chatting with {next(iter(config.adapters), config.model)}. /help shows the commands.")
     while (line := _read_line()) is not None:
         match line.split():
             case []:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+from deepseek_r1.cli.opened import open_model
 from deepseek_r1.cli.terminal import AnswerPrinter
 from deepseek_r1.config.generate import GenerateConfig
 from deepseek_r1.core.errors import ConfigError
@@ -13,16 +14,8 @@ from deepseek_r1.core.errors import ConfigError
 def generate(config: GenerateConfig) -> int:
     """Continue one prompt: the text as it comes, or one JSON object at the end."""
     prompt = _prompt(config)
-    from deepseek_r1.serve.local import DeepSeekModel
-
-    with DeepSeekModel.from_pretrained(
-        config.model,
-        precision=config.precision,
-        memory=config.memory,
-        max_concurrent=1,
-        speculative=config.speculative,
-        adapters=config.adapters,
-    ) as model:
+    model, config = open_model(config)
+    with model:
         if config.json:
             done = model.generate(prompt, **config.sampling)
             print(

@@ -32,6 +32,7 @@ class AnswerPrinter:
         self._stream = stream
         self._is_terminal = stream.isatty()
         self._state = "start"
+        self._line_ended = False  # the last piece's line: thinking usually ends its own
 
     def push(self, text: str, reasoning: str = "") -> None:
         """Print the next piece of reasoning, then of text."""
@@ -49,13 +50,15 @@ class AnswerPrinter:
         if piece:
             self._switch(state)
             self._stream.write(visible(piece) if self._is_terminal else piece)
+            self._line_ended = piece.endswith("\n")
 
     def _switch(self, state: str) -> None:
         if state == self._state:
             return
         if self._state == "reasoning":
             self._stream.write(_PLAIN if self._is_terminal else "")
-            self._stream.write("\n\n" if state == "text" else "")
+            if state == "text":
+                self._stream.write("\n" if self._line_ended else "\n\n")
         if state == "reasoning":
             self._stream.write(_DIM if self._is_terminal else "")
         self._state = state

@@ -14,14 +14,23 @@ BASE = "default"
 """What requests call the model that the server was told to answer with: no adapter's name."""
 
 METAVAR = "NAME=FOLDER"
+NONE = "none"
+"""Given in their place: the model alone, without the adapter that belongs to it."""
+
 MOST_BYTES = 8 << 10
 """Of all names and folders: they reach the engine's process through a pipe that holds 64 KiB."""
 
 
 def parse_adapters(given: Iterable[str]) -> dict[str, str]:
-    """Folders by name, from texts such as "poet=/models/poet". Raises `ConfigError` that quotes the text at fault."""
+    """Folders by name, from texts such as "poet=/models/poet"; none from "none" alone.
+
+    Raises `ConfigError` that quotes the text at fault.
+    """
+    texts = tuple(given)
+    if texts == (NONE,):
+        return {}
     adapters: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         name, separator, folder = text.partition("=")
         if not separator or not folder:
             raise ConfigError(f"{text[:200]!r} names no adapter", remedy=f"write it as {METAVAR}")

@@ -57,7 +57,12 @@ class SamplingConfig(LocalModelConfig):
         default=None, help="the same seed gives the same text; default: drawn at random", minimum=0, maximum=2**63 - 1
     )
     stop: tuple[str, ...] = option(default=(), help="stop before this text; may be given several times", metavar="TEXT")
-    adapter: str | None = option(default=None, help="low-rank adapter in PEFT's files to answer with", metavar=METAVAR)
+    adapter: str | None = option(
+        default=None,
+        help="low-rank adapter in PEFT's files to answer with; without it the default model has its own, r1-lite, and "
+        "with 'none' it has none",
+        metavar=METAVAR,
+    )
 
     def check(self) -> None:
         """Refuse precisions that are not there, and adapters without a name or a folder."""
@@ -66,7 +71,7 @@ class SamplingConfig(LocalModelConfig):
 
     @property
     def adapters(self) -> dict[str, str]:
-        """The folder of the adapter by its name, {} without one."""
+        """The folder of the adapter by its name, {} without one and for "none"."""
         return parse_adapters(self._named)
 
     @property

@@ -41,12 +41,13 @@ class ServeConfig(Config):
     adapter: tuple[str, ...] = option(
         default=(),
         help="low-rank adapter in PEFT's files, which requests choose by its name as their model; "
-        "may be given several times",
+        "may be given several times; without it the default model has its own, r1-lite, and with 'none' it has none",
         metavar=METAVAR,
     )
     default_adapter: str | None = option(
         default=None,
-        help="adapter of requests that name no model, or 'default'; without it they get the model itself",
+        help="adapter of requests that name no model, or 'default'; without it they get the model itself, or r1-lite "
+        "where no --adapter is given",
         metavar="NAME",
     )
     api_key: str | None = option(

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What an evaluation found: a row per suite and family, and one over all where a suite has several."""
+    """What an evaluation found: a row per suite and family, and one over all where a suite has several.
+
+    `results` are what they sum up, in the order of the questions, the samples of one after each other.
+    """
 
     rows: tuple[Row, ...]
     settings: Mapping[str, Any]
+    results: tuple[Result, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in values that JSON has."""
+        """Figures and settings in values that JSON has."""
         return {
             "kind": "deepseek-evaluation",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -78,7 +82,7 @@ def summarise(results: Sequence[Result], settings: Mapping[str, Any]) -> Summary
     for suite, part in suites.items():
         if sum(row.suite == suite for row in rows) > 1:
             rows.append(_row(suite, ALL, part))
-    return Summary(tuple(rows), settings)
+    return Summary(tuple(rows), settings, tuple(results))
 
 
 def write(summary: Summary, folder: Path) -> None:

@@ -25,6 +25,7 @@ from starlette.types import Scope
 from deepseek_r1.config.adapters import checked_adapters
 from deepseek_r1.config.serve import ServeConfig
 from deepseek_r1.core.errors import ConfigError, EngineDiedError
+from deepseek_r1.models.embedded import embedded_adapter
 from deepseek_r1.models.locate import locate_model, served_name
 from deepseek_r1.models.text.load import load_tokenizer
 from deepseek_r1.operate.metrics import ServerMetrics
@@ -166,6 +167,15 @@ class Server(uvicorn.Server):
         failing.cancel()
 
 
+def with_embedded_adapter(config: ServeConfig) -> ServeConfig:
+    """`config` with the adapter that belongs to its model, which then answers, unless it names adapters, or none."""
+    found = None if config.adapter else embedded_adapter(config.model)
+    if found is None:
+        return config
+    name, folder = found
+    return config.update(adapter=(f"{name}={folder}",), default_adapter=name)
+
+
 def run_server(config: ServeConfig, *, engine_command: Sequence[str] = ENGINE_COMMAND) -> None:
     """Serve until SIGINT or SIGTERM. Prints the chat page's address once tokens can move.
 
@@ -173,6 +183,7 @@ def run_server(config: ServeConfig, *, engine_command: Sequence[str] = ENGINE_CO
     memory. `engine_command` starts the engine process.
     """
     began = time.monotonic()
+    config = with_embedded_adapter(config)
     checked_adapters(config.adapters, served_name(config.model))
     listener = listen(config.host, config.port)
     try:
@@ -231,7 +242,8 @@ async def _serve(
             server.should_exit = True
             raise
         seconds = time.monotonic() - began
-        print(f"Serving {model_id} ({ready.precision}), ready in {seconds:.1f} s", flush=True)
+        first = "" if config.default_adapter is None else f"{config.default_adapter} over "
+        print(f"Serving {first}{model_id} ({ready.precision}), ready in {seconds:.1f} s", flush=True)
         print(f"Chat page: {page_url(listener)}", flush=True)
 
     if not middleware.is_loopback(listener.getsockname()[0]) and config.api_key is None:

@@ -90,11 +90,22 @@ class Grpo:
         """The step's answers in packed batches; new ones every `updates` steps."""
         if step % self.config.updates == 0 or not self._rollouts:
             self._sample(step)
-        bundles = bundled(self._rollouts, self.config.batch_tokens)
+        told = self._rollouts
+        if not self.config.kl_weight and not self._entropy_weight(step):
+            # What earned its group's mean has a loss and a gradient of exactly 0: it counts in the mean, and costs nothing.
+            told = [rollout for rollout in told if rollout.advantage] or told[:1]
+        silent = sum(len(rollout.ids) for rollout in self._rollouts) - sum(len(rollout.ids) for rollout in told)
+        bundles = bundled(told, self.config.batch_tokens)
         lengths = [_tokens(bundle) for bundle in bundles]
         groups = pack_lengths(lengths, max(self.config.batch_tokens, *lengths))
         parts = [answers_of([bundles[i] for i in group]) for group in groups]
-        return [MicroBatch((step, part), len(part.rows), len(part.input_ids)) for part in parts]
+        return [
+            MicroBatch((step, part), len(part.rows) + (silent if number == 0 else 0), len(part.input_ids))
+            for number, part in enumerate(parts)
+        ]
+
+    def _entropy_weight(self, step: int) -> float:
+        return self.config.entropy_weight * self.stage(step)
 
     def _sample(self, step: int) -> None:
         """Ask problems until there are enough groups that say something, or the rounds are used up."""
@@ -156,7 +167,7 @@ class Grpo:
         step, part = batch.content
         decoder, config = self.policy.decoder, self.config
         hidden = self._hidden(part)
-        weight = config.entropy_weight * self.stage(step)
+        weight = self._entropy_weight(step)
         if weight:
             logprobs, entropies = logprobs_and_entropies(decoder, hidden, part.targets)
         else:

@@ -24,6 +24,7 @@ from deepseek_r1.models.locate import locate_model
 from deepseek_r1.models.packed_cache import load_packed
 from deepseek_r1.models.text.load import load_tokenizer
 from deepseek_r1.models.text.tokenizer import Tokenizer
+from deepseek_r1.operate.runs.report import write_report
 from deepseek_r1.operate.runs.write import RunWriter
 from deepseek_r1.train.distill import Distilled
 from deepseek_r1.train.grpo import Grpo
@@ -60,7 +61,7 @@ class Run:
         return self.loop.step >= self.loop.steps
 
     def train(self, stop: Callable[[], bool] = lambda: False) -> Iterator[dict[str, Any]]:
-        """Train until the end or until `stop`, one figure per step; write the result when all steps are done.
+        """Train until the end or until `stop`, one figure per step; write result and report when all steps are done.
 
         Whatever ends it, the folder says so, and what was saved stays.
         """
@@ -84,6 +85,15 @@ class Run:
                 log.warning("%s", error)  # what ended the run is what it should end with
             finally:
                 self._saved.close()
+        if status == "finished":
+            self._report()
+
+    def _report(self) -> None:
+        """Write the run's report; where that can't be, say so: the result is there."""
+        try:
+            write_report(self.folder)
+        except (DeepSeekError, OSError) as error:
+            log.warning("the run has finished, its report is not written: %s", error)
 
     def _save_result(self) -> None:
         folder = self.folder / RESULT

@@ -63,6 +63,7 @@ def test_one_sample_each() -> None:
     assert (row.suite, row.family, row.n, row.samples) == ("s", "f", 10, 1)
     assert (row.mean, row.truncated, row.tokens) == (0.7, 0, 30)
     assert (row.low, row.high) == wilson(7, 10)
+    assert [(result.place, result.score) for result in summary.results] == [(str(i), float(i < 7)) for i in range(10)]
     assert {(ask.max_tokens, ask.temperature) for ask in script.asked} == {(9, 0.0)}
     assert {ask.name for ask in script.asked} == {f"s f {i}" for i in range(10)}
 

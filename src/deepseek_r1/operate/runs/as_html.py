@@ -1,4 +1,4 @@
-"""A run's report as one HTML page: pictures inside it, no scripts, and a policy that lets nothing be loaded."""
+"""Reports as one HTML page: pictures inside it, no scripts, and a policy that lets nothing be loaded."""
 
 from __future__ import annotations
 
@@ -35,18 +35,26 @@ summary { cursor: pointer; padding: 4px 0; } .problem { color: #b45309; }
 
 
 def as_html(contents: Contents) -> str:
-    """The page. All texts of the run are escaped; its policy allows the page's own styles, by digest, and no more."""
+    """A run's report. All texts of the run are escaped."""
     pictures = [curve.svg for curve in contents.curves] + ([contents.data_svg] if contents.data_svg else [])
+    return page(contents.title, "\n".join(_body(contents)), pictures)
+
+
+def page(title: str, body: str, pictures: Iterable[str]) -> str:
+    """The document around a body that shows these SVG pictures.
+
+    `title` is text, which is escaped here; `body` is HTML. The page's policy allows its own styles and the pictures',
+    by digest, and no more.
+    """
     digests = dict.fromkeys(_digest(style) for style in (_STYLE, *_styles(pictures)))
     policy = f"default-src 'none'; style-src {' '.join(digests)}; base-uri 'none'; form-action 'none'"
-    title = escape(contents.title)
+    title = escape(title)
     head = (
         f'<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{title}</title>\n<style>{_STYLE}</style>"
     )
-    body = "\n".join(_body(contents))
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>',
@@ -64,7 +72,7 @@ def _body(contents: Contents) -> Iterator[str]:
         cards = "\n".join(f'<div class="card">{curve.svg}</div>' for curve in contents.curves)
         yield f'<h2>Curves</h2>\n<div class="curves">\n{cards}\n</div>'
     if contents.evaluation:
-        yield f"<h2>Evaluation</h2>\n{_table(EVALUATION_HEADER, contents.evaluation)}"
+        yield f"<h2>Evaluation</h2>\n{table(EVALUATION_HEADER, contents.evaluation)}"
     if contents.rollouts:
         yield "<h2>Samples of rollouts</h2>"
         yield "<p>Of the first step and of the last one, from low rewards to high.</p>"
@@ -94,7 +102,8 @@ def _pairs(pairs: Pairs) -> str:
     return f"<table>\n{rows}\n</table>"
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """An HTML table; the cells are text, and escaped here."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'

@@ -1,4 +1,4 @@
-"""A run's report as Markdown: what the run's texts contain stays text, and curves are links to SVG files beside it."""
+"""Reports as Markdown: what a run's texts contain stays text, and curves are links to SVG files beside it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _parts(contents: Contents) -> Iterator[str]:
         yield "\n".join(f"![{plain(curve.name)}](report-{curve.slug}.svg)" for curve in contents.curves)
     if contents.evaluation:
         yield "## Evaluation"
-        yield _table(EVALUATION_HEADER, contents.evaluation)
+        yield table(EVALUATION_HEADER, contents.evaluation)
     if contents.rollouts:
         yield "## Samples of rollouts"
         yield "Of the first step and of the last one, from low rewards to high."
@@ -68,10 +68,11 @@ def fenced(text: str) -> str:
 
 
 def _pairs(pairs: Pairs) -> str:
-    return _table(("", ""), pairs)
+    return table(("", ""), pairs)
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; the cells are text, and made plain here."""
     names = [plain(name) for name in header]
     lines = [names, ["---"] * len(names), *([plain(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -21,12 +21,12 @@ def write_report(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     contents = gather(path)
     files = {**pictures(contents), "report.md": as_markdown(contents), "report.html": as_html(contents)}
     for name, text in files.items():
-        _write(path / name, text)
+        write_text(path / name, text)
     return path / "report.html", path / "report.md"
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one rename: a link of that name is not followed."""
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one rename: a link of that name is not followed. Raises `RunError` where that can't be."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with suppress(FileNotFoundError):

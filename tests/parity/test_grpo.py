@@ -30,11 +30,13 @@ class NoSampler:
 
 
 def frozen(vocabulary: int) -> list[Rollout]:
-    """Answers of different lengths whose old log-probabilities lie around the policy's: some ratios are clipped."""
+    """Answers of different lengths, two to a prompt, old log-probabilities around the policy's: some are clipped."""
     draw = random.Random(4)
     rollouts = []
+    prompt: list[int] = []
     for number in range(6):
-        prompt = [draw.randrange(vocabulary) for _ in range(4 + number)]
+        if number % 2 == 0:
+            prompt = [draw.randrange(vocabulary) for _ in range(4 + number)]
         ids = [draw.randrange(vocabulary) for _ in range(9 - number)]
         rollouts.append(Rollout(prompt, ids, [], draw.choice((-1.5, -0.5, 0.7, 1.2))))
     return rollouts

@@ -92,7 +92,7 @@ class Grpo:
             self._sample(step)
         told = self._rollouts
         if not self.config.kl_weight and not self._entropy_weight(step):
-            # What earned its group's mean has a loss and a gradient of exactly 0: it counts in the mean, and costs nothing.
+            # What earned its group's mean has a loss and a gradient of exactly 0: it counts in the mean alone.
             told = [rollout for rollout in told if rollout.advantage] or told[:1]
         silent = sum(len(rollout.ids) for rollout in self._rollouts) - sum(len(rollout.ids) for rollout in told)
         bundles = bundled(told, self.config.batch_tokens)
@@ -208,7 +208,7 @@ class Grpo:
 
 
 def bundled(rollouts: Sequence[Rollout], most: int) -> list[list[Rollout]]:
-    """Answers to one prompt that stand side by side, cut where the prompt and they would have more than `most` tokens."""
+    """Answers to one prompt that stand side by side, cut where it and they would have more than `most` tokens."""
     bundles: list[list[Rollout]] = []
     for rollout in rollouts:
         last = bundles[-1] if bundles else None

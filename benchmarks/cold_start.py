@@ -46,7 +46,7 @@ def complete(url: str, tokens: int) -> None:
 def start(model: str, precision: str, memory: str) -> tuple[float, int]:
     """Seconds from the command to the first token, and the bytes that its processes take."""
     command = [sys.executable, "-m", "deepseek_r1.cli.main", "serve", model, "--port", "0"]
-    command += ["--precision", precision, "--memory", memory]
+    command += ["--precision", precision, "--memory", memory, "--adapter", "none"]
     began = time.perf_counter()
     server = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
     try:

@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=RESULT)
     options = parser.parse_args()
     command = [sys.executable, "-m", "deepseek_r1.cli.main", "serve", options.model, "--port", "0", "--memory", MEMORY]
+    command += ["--adapter", "none"]  # the engine beside it is the bare model
     server = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

@@ -10,22 +10,11 @@ Reported: tokens per second (median), ours over theirs, and each process's peak 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).with_name("results") / "training.json"
-TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=17179869184"
-RANK, ALPHA = 16, 32
-LEAVES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+import pairs
+from pairs import ALPHA, LEAVES, RANK
 
 
 def work_ours(model: str, sequences: int, length: int) -> Any:
@@ -91,84 +80,31 @@ def tokens(step: int, sequences: int, length: int) -> Any:
 
 
 def serve(kind: str, model: str, sequences: int, length: int, steps: int) -> None:
-    """Run `steps` steps for each line that comes; answer with the seconds and the process's peak memory."""
-    import resource
-
+    """Run `steps` steps in each turn."""
     import deepseek_r1  # noqa: F401  before torch: it sets how long OpenMP threads spin
 
     run = (work_ours if kind == "ours" else work_theirs)(model, sequences, length)
-    for _ in sys.stdin:
-        began = time.perf_counter()
+    for _ in pairs.turns():
         for _ in range(steps):
             next(run)
-        seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = pairs.parser(__doc__, "training.json")
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=2, help="in each round")
-    parser.add_argument("--json", type=Path, default=RESULT)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    parser.add_argument("--model", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.model, options.sequences, options.length, options.steps)
         return 0
-    from deepseek_r1.config.precision import parse_precision
-    from deepseek_r1.core.environment import machine_summary
-    from deepseek_r1.models.loading import load_decoder
-    from deepseek_r1.models.locate import locate_model
-    from deepseek_r1.models.saving import save_model
-
+    count = options.steps * options.sequences * options.length
     with tempfile.TemporaryDirectory() as folder:
-        save_model(load_decoder(locate_model("default"), parse_precision("bf16"), pack=False), folder)
-        common = ["--sequences", str(options.sequences), "--length", str(options.length), "--steps", str(options.steps)]
-        both = {
-            kind: subprocess.Popen(
-                [sys.executable, __file__, "--serve", kind, "--model", folder, *common],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"GLIBC_TUNABLES": TUNABLES},
-            )
-            for kind in ("ours", "theirs")
-        }
-        rounds: list[dict[str, Any]] = []
-        try:
-            for number in range(options.rounds + 1):  # the first warms up
-                found: dict[str, Any] = {}
-                for kind in ("ours", "theirs")[:: 1 if number % 2 else -1]:
-                    process = both[kind]
-                    assert process.stdin is not None and process.stdout is not None
-                    process.stdin.write("go\n")
-                    process.stdin.flush()
-                    answer = json.loads(process.stdout.readline())
-                    count = options.steps * options.sequences * options.length
-                    found[kind] = {"tokens_per_second": count / answer["seconds"], "peak_bytes": answer["peak"]}
-                if number:
-                    rounds.append(found)
-                    print(json.dumps(found), flush=True)
-        finally:
-            for process in both.values():
-                process.kill()
-                process.wait()
-    rates = {kind: [r[kind]["tokens_per_second"] for r in rounds] for kind in both}
-    ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
-    peaks = {kind: max(r[kind]["peak_bytes"] for r in rounds) >> 20 for kind in both}
-    medians = {kind: statistics.median(values) for kind, values in rates.items()}
-    for kind in both:
-        print(f"{kind}: {medians[kind]:.0f} tokens/s, at most {peaks[kind]} MiB")
-    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-    report = {"machine": machine_summary(), "versions": versions, "rounds": rounds, "steps": options.steps}
-    report |= {"sequences": options.sequences, "length": options.length}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+        pairs.save_bf16(folder)
+        rounds = pairs.measure(folder, options.rounds, lambda seconds: {"tokens_per_second": count / seconds})
+    pairs.show(rounds, "tokens_per_second", "tokens/s")
+    fields = {"rounds": rounds, "steps": options.steps, "sequences": options.sequences, "length": options.length}
+    pairs.save_report(options.json, ("torch", "transformers", "peft"), fields)
     return 0
 
 

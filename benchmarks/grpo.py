@@ -64,6 +64,7 @@ def run_ours(folder: str, steps: int) -> None:
         lora_targets=("all-linear",),
         lora_r=RANK,
         lora_alpha=ALPHA,
+        lora_dropout=0.0,
         lr=RATE,
         weight_decay=DECAY,
         clip_norm=CLIP_NORM,

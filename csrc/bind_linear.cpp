@@ -41,10 +41,17 @@ Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const st
   return {reinterpret_cast<const uint8_t*>(data), n, k, f, exponent};
 }
 
+// Whether a product with this weight can end in a gate.
+bool fuses_gate(const Weight& w) {
+  return kernels().tiled && w.format.group > 0 && !w.format.by_row && w.n % (2 * kPanel) == 0;
+}
+
 void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, uintptr_t codes, uintptr_t act,
-            uintptr_t bias, uintptr_t out, bool out_bf16, int64_t ldo) {
+            uintptr_t bias, uintptr_t out, bool out_bf16, int64_t ldo, int gate) {
+  check(gate == kNoGate || ((gate == 0 || gate == 1) && !out_bf16 && fuses_gate(w)),
+        "this weight's product has no gate: one of an even number of whole panels in codes, on a path of tiles, has");
   check(m >= 0 && m < kMost / w.k && m < kMost / w.n, "the number of rows is negative or absurd");
-  check(m <= 1 || (ldx >= w.k && ldo >= w.n), "rows overlap: the distance between rows is less than their width");
+  check(m <= 1 || (ldx >= w.k && ldo >= (gate == kNoGate ? w.n : w.n / 2)), "rows overlap: the distance between rows is less than their width");
   check(ldx < kMost && ldo < kMost, "the distance between rows is absurd");
   nb::gil_scoped_release free;
   const Kernels& path = kernels();
@@ -66,7 +73,8 @@ void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, u
                         reinterpret_cast<const float*>(bias),
                         reinterpret_cast<void*>(out),
                         out_bf16,
-                        ldo};
+                        ldo,
+                        gate};
   submit(args, linear_range, path.linear);
 }
 
@@ -98,6 +106,7 @@ void bind_linear(nb::module_& m) {
              new (self) Weight(make_weight(data, bytes, n, k, kind, group, minima, wide, by_row, exponent));
            })
       .def_prop_ro("nbytes", [](const Weight& w) { return w.format.bytes(w.n, w.k); })
+      .def_prop_ro("fuses_gate", &fuses_gate)
       .def_prop_ro("prepares", [](const Weight& w) { return w.format.kind != Kind::fp32; })
       // What a product of so many rows needs room for: bytes of codes, and floats of their scales and sums.
       .def("room", [](const Weight& w, int64_t rows) {

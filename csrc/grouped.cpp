@@ -41,7 +41,7 @@ Range head_linear_range(const HeadLinearArgs& a) {
 
 void head_linear(const HeadLinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.first.format;
-  const int64_t items = a.weight.first.panels() * row_blocks(a.tokens, a.weight.first, a.row_tile);
+  const int64_t items = linear_items(a.tokens, a.weight.first, a.row_tile);
   const bool direct = f.kind == Kind::fp32;
   const int64_t groups = a.bf16 ? 2 : f.groups(a.weight.first.k);
   const int64_t x_head = direct ? a.x_head * 4 : a.tokens * row_bytes(f, a.weight.first.k, a.bf16);
@@ -57,26 +57,25 @@ void head_linear(const HeadLinearArgs& a, int64_t begin, int64_t end) {
 }
 
 Range expert_linear_range(const ExpertLinearArgs& a) {
-  int64_t blocks = 0, used = 0, start = 0;
+  int64_t items = 0, used = 0, start = 0;
   for (int64_t e = 0; e < a.weight.count; start = a.ends[e++]) {
-    blocks += row_blocks(a.ends[e] - start, a.weight.first, a.row_tile);
+    items += linear_items(a.ends[e] - start, a.weight.first, a.row_tile);
     used += a.ends[e] > start;
   }
   if (used == 0) return {0, 1};
   const int64_t rows = (a.rows + used - 1) / used;
   const Range one = linear_range({a.weight.first, nullptr, rows, 0, nullptr, false, a.row_tile, nullptr, nullptr, false, 0});
-  return {a.weight.first.panels() * blocks, one.grain};
+  return {items, one.grain};
 }
 
 void expert_linear(const ExpertLinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.first.format;
-  const int64_t panels = a.weight.first.panels();
   const int64_t groups = a.bf16 ? 2 : f.groups(a.weight.first.k);
   const int64_t x_row = f.kind == Kind::fp32 ? a.ldx * 4 : row_bytes(f, a.weight.first.k, a.bf16);
   int64_t item = 0, start = 0;  // of expert e
   for (int64_t e = 0; e < a.weight.count && begin < end; ++e) {
     const int64_t rows = a.ends[e] - start;
-    const int64_t items = rows > 0 ? panels * row_blocks(rows, a.weight.first, a.row_tile) : 0;
+    const int64_t items = linear_items(rows, a.weight.first, a.row_tile);
     if (begin < item + items) {
       const int64_t last = std::min(items, end - item);
       const LinearArgs part{a.weight.at(e), moved(a.x, start * x_row), rows, a.ldx,

@@ -78,6 +78,8 @@ struct PrepareArgs {
 };
 Range prepare_range(const PrepareArgs&);
 
+constexpr int32_t kNoGate = -1;
+
 // out (m, n) = x (m, k) @ weight^T + bias. The sum over k runs in one order for every m and every thread.
 struct LinearArgs {
   Weight weight;
@@ -90,6 +92,9 @@ struct LinearArgs {
   void* out;
   bool out_bf16;
   int64_t ldo;           // elements between rows
+  // Else the first half of the columns goes through a gate (rows.h) and is multiplied by the second: out is (m, n / 2), fp32.
+  // For weights that `fuses_gate` alone.
+  int32_t gate = kNoGate;
 };
 Range linear_range(const LinearArgs&);
 
@@ -97,11 +102,22 @@ constexpr int64_t kRowBlock = 96;     // rows at most that share a pass over a p
 constexpr int64_t kTiledBlock = 256;  // the same for matrix tiles, for which a panel is expanded
 constexpr int64_t kTiledBytes = 1200 << 10;  // of these rows: they stay in the second cache
 
+// Whether an item is four panels: through matrix tiles, where rows are so long that they leave the second cache between
+// one panel and the next. Each part of k then serves four.
+inline bool by_fours(int64_t m, const Weight& w, int64_t tile) {
+  const bool tiles = tile == kTileRows && w.format.kind != Kind::fp32 && !w.format.by_row;
+  return tiles && 2 * std::min(m, kTiledBlock) * w.k > 2 * kTiledBytes;
+}
+inline int64_t panel_items(int64_t m, const Weight& w, int64_t tile) {
+  return by_fours(m, w, tile) ? (w.panels() + 3) / 4 : w.panels();
+}
+
 // Rows per item of a product of m rows: narrow ones are cut along their rows as well, to be shared out evenly.
 inline int64_t row_block(int64_t m, const Weight& w, int64_t tile) {
   const bool tiled = tile == kTileRows;
-  const int64_t fit = tiled ? std::clamp(kTiledBytes / (2 * w.k), int64_t{128}, kTiledBlock) / 32 * 32 : kRowBlock;
-  const int64_t least = std::max<int64_t>(tile, 6), wanted = (tiled ? 12 : 24) / w.panels() + 1;
+  const int64_t cached = std::clamp(kTiledBytes / (2 * w.k), int64_t{128}, kTiledBlock) / 32 * 32;
+  const int64_t fit = !tiled ? kRowBlock : by_fours(m, w, tile) ? kTiledBlock : cached;
+  const int64_t least = std::max<int64_t>(tile, 6), wanted = (tiled ? 12 : 24) / panel_items(m, w, tile) + 1;
   const int64_t fewest = (m + fit - 1) / fit, most = (m + least - 1) / least;
   const int64_t blocks = std::max(fewest, std::min(wanted, most));
   const int64_t rows = blocks > 0 ? (m + blocks - 1) / blocks : 1;
@@ -110,6 +126,11 @@ inline int64_t row_block(int64_t m, const Weight& w, int64_t tile) {
 inline int64_t row_blocks(int64_t m, const Weight& w, int64_t tile) {
   const int64_t rows = row_block(m, w, tile);
   return (m + rows - 1) / rows;
+}
+
+// Items of a product without a gate.
+inline int64_t linear_items(int64_t m, const Weight& w, int64_t tile) {
+  return m > 0 ? panel_items(m, w, tile) * row_blocks(m, w, tile) : 0;
 }
 
 // Rows of the weight itself, by id: what an embedding looks up. out (m, k).

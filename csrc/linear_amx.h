@@ -15,6 +15,7 @@
 #include "lanes.h"
 #include "linear_amx_int8.h"
 #include "linear_avx512.h"
+#include "rows_impl.h"
 
 namespace r1 {
 namespace R1_PATH {
@@ -229,62 +230,96 @@ R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expa
   R1_SUMS(R1_TILE_STORE, sums, sums + kTileFloats, sums + 2 * kTileFloats, sums + 3 * kTileFloats);
 }
 
-// More rows: a part of k is expanded for all of them. `done(t)` is called when the sums of row tiles t and t + 1 are
-// complete, `soon(t)` some time before.
+// What an item computes: panels that share its rows.
+struct Panels {
+  int64_t number[4];
+  int64_t count;
+};
+
+// More rows: a part of k is expanded for all of them, panel by panel. Panel p's sums are number p of `sums`. `done(p, t)` is
+// called when those of row tiles t and t + 1 are complete, `soon(p, t)` some time before.
 template <class Done, class Soon>
-R1_INLINE void wide_item(const Operands& o, const uint8_t* panel, int64_t k, Expand expand, float power,
+R1_INLINE void wide_item(const Operands& o, const Weight& w, const Panels& panels, int64_t k, Expand expand, float power,
                          uint8_t* expanded, int64_t tiles, float* sums, Soon soon, Done done) {
   Operands part_of = o;
   for (int64_t at = 0; at < k; at += kChunk) {
     const int64_t part = std::min(kChunk, k - at), steps = part / kTileK;
     const bool first = at == 0, last = at + part == k;
-    if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power);
-    for (int64_t t = 0; t < tiles; t += 2) {
-      Operands now = part_of;
-      now.x += t * o.x_below;
-      float* to = sums + t * 4 * kTileFloats;
-      const auto sum = [&](float* of) R1_ALWAYS { return first ? kZeros : of; };
-      if (last) soon(t);
-      if (t + 1 == tiles) {
-        R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(to + 2 * kTileFloats), sum(to + 3 * kTileFloats));
-        multiply_one(now, steps);
-        R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
-      } else {
-        for (int c = 0; c < 2; ++c, to += 2 * kTileFloats, now.w += 2 * o.w_beside) {
-          float* below = to + 4 * kTileFloats;
-          R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(below), sum(below + kTileFloats));
-          multiply_two(now, steps);
-          R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, below, below + kTileFloats);
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const uint8_t* panel = w.panel(panels.number[p]);
+      part_of.w = expand != nullptr ? expanded : panel + at / kTileK * o.w_step;
+      if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power);
+      for (int64_t t = 0; t < tiles; t += 2) {
+        Operands now = part_of;
+        now.x += t * o.x_below;
+        float* to = sums + (p * tiles + t) * 4 * kTileFloats;
+        const auto sum = [&](float* of) R1_ALWAYS { return first ? kZeros : of; };
+        if (last) soon(p, t);
+        if (t + 1 == tiles) {
+          R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(to + 2 * kTileFloats), sum(to + 3 * kTileFloats));
+          multiply_one(now, steps);
+          R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
+        } else {
+          for (int c = 0; c < 2; ++c, to += 2 * kTileFloats, now.w += 2 * o.w_beside) {
+            float* below = to + 4 * kTileFloats;
+            R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(below), sum(below + kTileFloats));
+            multiply_two(now, steps);
+            R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, below, below + kTileFloats);
+          }
         }
+        if (last) done(p, t);
       }
-      if (last) done(t);
     }
     part_of.x += steps * o.x_step;
-    if (expand == nullptr) part_of.w += steps * o.w_step;
   }
 }
 #undef R1_SUMS
 
-// Sums of rows first, first + 1, …, scaled back where `scaled`, with the bias, to where they belong.
-template <class T>
-R1_INLINE void write_sums(const LinearArgs& a, int64_t panel, int64_t first, int64_t count, bool scaled, float undo,
-                          const float* sums) {
-  const int64_t columns = std::min(kPanel, a.weight.n - panel * kPanel);
-  T* out = static_cast<T*>(a.out) + first * a.ldo + panel * kPanel;
-  f32x16 bias[4] = {};
-  if (a.bias != nullptr)
-    for (int c = 0; c < 4 && 16 * c < columns; ++c)
-      bias[c] = load_some(a.bias + panel * kPanel + 16 * c, std::min<int64_t>(16, columns - 16 * c));
-  for (int64_t r = 0; r < count; ++r, out += a.ldo) {
-    const float* of = sums + r / kTileRows * 4 * kTileFloats + r % kTileRows * 16;
-    const float factor = scaled ? a.act[2 * (first + r)].scale : 1.0f;
-    for (int c = 0; c < 4 && 16 * c < columns; ++c) {
-      f32x16 v = load(of + c * kTileFloats);
-      if (scaled) v = v * undo * factor;
-      store_some(out + 16 * c, a.bias != nullptr ? v + bias[c] : v, std::min<int64_t>(16, columns - 16 * c));
+// The results of an item from its sums: scaled back where weights were expanded, with the bias, through the gate.
+struct Results {
+  const LinearArgs& a;
+  const Panels& panels;
+  bool scaled;
+  float undo;
+  const float* sums;
+  int64_t tiles;
+
+  // 16 columns of a row of the item, in the order in which they are computed.
+  R1_INLINE f32x16 value(int64_t p, int64_t first, int64_t r, int c, f32x16 bias) const {
+    f32x16 v = load(sums + ((p * tiles + r / kTileRows) * 4 + c) * kTileFloats + r % kTileRows * 16);
+    if (scaled) v = v * undo * a.act[2 * (first + r)].scale;
+    return a.bias != nullptr ? v + bias : v;
+  }
+  R1_INLINE int64_t columns(int64_t p) const { return std::min(kPanel, a.weight.n - panels.number[p] * kPanel); }
+  R1_INLINE void biases(int64_t p, f32x16 (&bias)[4]) const {
+    for (int c = 0; c < 4 && a.bias != nullptr && 16 * c < columns(p); ++c)
+      bias[c] = load_some(a.bias + panels.number[p] * kPanel + 16 * c, std::min<int64_t>(16, columns(p) - 16 * c));
+  }
+
+  // Rows [begin, end) of the item, whose first is row `first` of all, to where they belong.
+  template <class T>
+  R1_INLINE void write(int64_t p, int64_t first, int64_t begin, int64_t end) const {
+    f32x16 bias[4] = {};
+    biases(p, bias);
+    for (int64_t r = begin; r < end; ++r) {
+      T* out = static_cast<T*>(a.out) + (first + r) * a.ldo + panels.number[p] * kPanel;
+      for (int c = 0; c < 4 && 16 * c < columns(p); ++c)
+        store_some(out + 16 * c, value(p, first, r, c, bias[c]), std::min<int64_t>(16, columns(p) - 16 * c));
     }
   }
-}
+  R1_INLINE void write_gated(int64_t first, int64_t begin, int64_t end) const {
+    f32x16 bias[2][4] = {};
+    biases(0, bias[0]);
+    biases(1, bias[1]);
+    for (int64_t r = begin; r < end; ++r) {
+      float* out = static_cast<float*>(a.out) + (first + r) * a.ldo + panels.number[0] * kPanel;
+      for (int c = 0; c < 4; ++c) {
+        const f32x16 x = value(0, first, r, c, bias[0][c]), up = value(1, first, r, c, bias[1][c]);
+        store(out + 16 * c, (a.gate == static_cast<int32_t>(Gate::silu) ? silu(x) : gelu_tanh(x)) * up);
+      }
+    }
+  }
+};
 
 inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
@@ -293,10 +328,12 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   const Expand expand = f.group == 0 ? nullptr : f.group == 32 ? group_expansion<32>(f) : group_expansion<128>(f);
   const int64_t rows = row_block(a.m, a.weight, a.row_tile);
   const int64_t blocks = row_blocks(a.m, a.weight, a.row_tile);
-  const int64_t k = f.padded_k(a.weight.k), row_bytes = 2 * k;
+  const int64_t k = f.padded_k(a.weight.k), row_bytes = 2 * k, all = a.weight.panels();
+  const int64_t most = a.gate != kNoGate ? 2 : by_fours(a.m, a.weight, a.row_tile) ? 4 : 1;
   const float power = std::ldexp(1.0f, a.weight.exponent), undo = std::ldexp(1.0f, 112 - kRowExponent - a.weight.exponent);
-  auto* expanded = reinterpret_cast<uint8_t*>(thread_scratch(kChunk / kTileK * kStepBytes / 4));
-  alignas(64) float sums[kTiledBlock * kPanel];
+  constexpr int64_t kExpandedFloats = kChunk / kTileK * kStepBytes / 4;
+  float* sums = thread_scratch(kExpandedFloats + most * kTiledBlock * kPanel);
+  auto* expanded = reinterpret_cast<uint8_t*>(sums + most * kTiledBlock * kPanel);
   Operands o{};
   o.x_stride = a.tiled ? 64 : row_bytes;
   o.x_step = a.tiled ? kTileBytes : 64;
@@ -306,33 +343,44 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   o.w_beside = expand != nullptr ? kTileBytes : 64;
   TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t panel = item / blocks, first = item % blocks * rows, count = std::min(rows, a.m - first);
+    const int64_t group = item / blocks, first = item % blocks * rows, count = std::min(rows, a.m - first);
     const int64_t tiles = (count + kTileRows - 1) / kTileRows;
-    const uint8_t* from = a.weight.panel(panel);
+    Panels panels{{group, group + all / 2}, 2};
+    if (a.gate == kNoGate) {
+      panels.count = std::min(most, all - group * most);
+      for (int64_t p = 0; p < panels.count; ++p) panels.number[p] = group * most + p;
+    }
     o.x = static_cast<const uint8_t*>(a.x) + row_place(first, row_bytes, a.tiled);
-    o.w = expand != nullptr ? expanded : from;
     registers.rows(tiles == 1 ? count : kTileRows);
-    const auto write = [&](int64_t row, int64_t many, const float* of) R1_ALWAYS {
-      if (a.out_bf16) write_sums<uint16_t>(a, panel, row, many, expand != nullptr, undo, of);
-      else write_sums<float>(a, panel, row, many, expand != nullptr, undo, of);
+    const Results results{a, panels, expand != nullptr, undo, sums, tiles};
+    const auto done = [&](int64_t p, int64_t t) R1_ALWAYS {
+      const int64_t from = t * kTileRows, to = std::min(count, from + 2 * kTileRows);
+      if (a.gate != kNoGate) {
+        if (p == 1) results.write_gated(first, from, to);
+      } else if (a.out_bf16) {
+        results.write<uint16_t>(p, first, from, to);
+      } else {
+        results.write<float>(p, first, from, to);
+      }
     };
     if (tiles == 1) {
-      narrow_item(o, from, k / kTileK, expand, power, expanded, sums);
-      write(first, count, sums);
+      for (int64_t p = 0; p < panels.count; ++p) {
+        narrow_item(o, a.weight.panel(panels.number[p]), k / kTileK, expand, power, expanded, sums + p * 4 * kTileFloats);
+        done(p, 0);
+      }
       continue;
     }
     // The lines that results go to are asked for while tiles are multiplied.
     const int64_t element = a.out_bf16 ? 2 : 4;
-    const auto soon = [&](int64_t t) R1_ALWAYS {
+    const auto soon = [&](int64_t p, int64_t t) R1_ALWAYS {
+      if (a.gate != kNoGate && p == 0) return;
+      const int64_t panel = panels.number[a.gate != kNoGate ? 0 : p];
       const auto* out = static_cast<const uint8_t*>(a.out) + panel * kPanel * element;
       for (int64_t r = t * kTileRows; r < std::min(count, (t + 2) * kTileRows); ++r)
         for (int64_t i = 0; i < kPanel * element; i += 64)
           __builtin_prefetch(out + (first + r) * a.ldo * element + i, 1);
     };
-    const auto done = [&](int64_t t) R1_ALWAYS {
-      write(first + t * kTileRows, std::min(count - t * kTileRows, 2 * kTileRows), sums + t * 4 * kTileFloats);
-    };
-    wide_item(o, from, k, expand, power, expanded, tiles, sums, soon, done);
+    wide_item(o, a.weight, panels, k, expand, power, expanded, tiles, sums, soon, done);
   }
 }
 

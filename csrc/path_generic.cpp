@@ -63,7 +63,8 @@ Range linear_range(const LinearArgs& a) {
   const int64_t bytes = std::max<int64_t>(1, a.weight.panel_bytes());
   const int64_t work = std::max<int64_t>(1, std::min(a.m, rows) * a.weight.k * kPanel);
   const int64_t grain = std::min((16384 + bytes - 1) / bytes, (2'000'000 + work - 1) / work);
-  return {a.weight.panels() * blocks, std::max<int64_t>(1, grain)};
+  const int64_t panels = a.gate == kNoGate ? panel_items(a.m, a.weight, a.row_tile) : a.weight.panels() / 2;
+  return {panels * blocks, std::max<int64_t>(1, grain)};
 }
 
 Range pack_range(const PackArgs& a) { return {a.count, std::max<int64_t>(1, 65536 / std::max<int64_t>(1, a.weight.k))}; }

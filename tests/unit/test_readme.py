@@ -62,12 +62,12 @@ def test_the_first_screen_holds_what_a_newcomer_needs() -> None:
 
 def test_the_commands_and_variables_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    named = set(re.findall(r"^make (\w+)", text, re.MULTILINE)) | set(re.findall(r"`make ([a-z]+)", text))
+    named = set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE)) | set(re.findall(r"`make ([a-z0-9-]+)", text))
     assert {"serve", "test"} <= named <= targets
-    variables = set(re.findall(r"^\| `([A-Z_]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE))
-    assert variables == set(re.findall(r"^([A-Z_]+) \?=", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^\| `([A-Z0-9_]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE))
+    assert variables == set(re.findall(r"^([A-Z0-9_]+) \?=", makefile, re.MULTILINE))
 
 
 def test_the_python_session_runs(tmp_path: Path) -> None:

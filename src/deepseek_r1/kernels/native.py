@@ -47,8 +47,16 @@ def rows(x: Tensor) -> tuple[Tensor, int]:
     return flat, max(flat.stride(0), flat.shape[1])
 
 
-def linear(x: Tensor, weight: Any, width: int, bias: Tensor | None, out_dtype: torch.dtype) -> Tensor:
-    """x (rows, in) float32 or bfloat16, `weight` a `_native.Weight` of `width` rows -> (rows, width) in `out_dtype`."""
+GATES = ("silu", "gelu_tanh")
+
+
+def linear(
+    x: Tensor, weight: Any, width: int, bias: Tensor | None, out_dtype: torch.dtype, gate: str | None = None
+) -> Tensor:
+    """x (rows, in) float32 or bfloat16, `weight` a `_native.Weight` -> (rows, width) in `out_dtype`.
+
+    `width` is the weight's rows. With a gate, which the weight has to know (`fuses_gate`), it is half of them.
+    """
     flat, step = rows(x)
     count = flat.shape[0]
     codes, act = room(weight, count)
@@ -65,6 +73,7 @@ def linear(x: Tensor, weight: Any, width: int, bias: Tensor | None, out_dtype: t
         address(out, *FLOATS),
         out_dtype is torch.bfloat16,
         width,
+        -1 if gate is None else GATES.index(gate),
     )
     return out
 
@@ -170,8 +179,9 @@ def gated(activation: str, gate: Tensor, up: Tensor, dtype: torch.dtype) -> Tens
     out = empty(tuple(gate.shape), dtype)
     there = (address(out, *FLOATS), dtype is torch.bfloat16, x.shape[1])
     bf16 = x.dtype is torch.bfloat16
-    ways = ("silu", "gelu_tanh").index(activation)
-    library.gated(ways, address(x, *FLOATS), address(y, x.dtype), bf16, *x.shape, x_step, y_step, *there)
+    library.gated(
+        GATES.index(activation), address(x, *FLOATS), address(y, x.dtype), bf16, *x.shape, x_step, y_step, *there
+    )
     return out
 
 
@@ -276,13 +286,27 @@ SHARED_ROWS = 8
 """Up to so many rows, long contexts are shared out among the threads; more rows keep them busy anyway."""
 
 
-def read_bandwidth(seconds: float, nbytes: int) -> float:
-    """Bytes per second that all threads together read from memory at best, within `seconds`."""
+def threads() -> int:
+    """How many threads the native kernels run on; 1 without them."""
+    return 1 if library is None else int(library.threads())
+
+
+def set_threads(count: int) -> None:
+    """Run the native kernels on so many threads (the caller's is one). Results don't depend on it."""
+    if library is not None:
+        library.set_threads(count)
+
+
+def read_bandwidth(seconds: float, nbytes: int = 512 << 20) -> float:
+    """Bytes per second that all threads together read from memory at best, within `seconds`. Native kernels only."""
     data = pages.huge(nbytes)
     data.fill_(1)  # pages that were never written all read the same memory
     return float(library.read_bandwidth(address(data), nbytes, seconds))
 
 
 def peak(kind: str, seconds: float) -> float:
-    """Operations per second ("int8", "bf16" or "fp32"; a multiply-add is two) of all threads together at best."""
+    """Operations per second ("int8", "bf16", "fp32"; a multiply-add is two) of all threads, the best within `seconds`.
+
+    Native kernels only; raises `ValueError` where the processor lacks the instructions.
+    """
     return float(library.peak(kind, seconds))

@@ -20,6 +20,10 @@ from deepseek_r1.kernels.gradients import needed as needed
 from deepseek_r1.kernels.gradients import parts as parts
 from deepseek_r1.kernels.gradients import with_gradient as with_gradient
 from deepseek_r1.kernels.grouped import PackedStack as PackedStack
+from deepseek_r1.kernels.native import peak as peak
+from deepseek_r1.kernels.native import read_bandwidth as read_bandwidth
+from deepseek_r1.kernels.native import set_threads as set_threads
+from deepseek_r1.kernels.native import threads as threads
 from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
 from deepseek_r1.kernels.packed import PackedWeight as PackedWeight
 from deepseek_r1.kernels.sampling import Filter as Filter
@@ -112,6 +116,17 @@ def gated(activation: str, gate: Tensor, up: Tensor, dtype: torch.dtype | None =
         run = lambda gate, up: native.gated(activation, gate, up, dtype)  # noqa: E731
         return gradients.swish(run, gate, up) if activation == "silu" else differentiable(run, formula, gate, up)
     return formula(gate, up)
+
+
+def gated_linear(activation: str, x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """activation(gate) * up of x (T, in) @ weight (2 * dim, in)^T + bias, whose halves gate and up are -> (T, dim).
+
+    Where the kernel has both in one, the numbers are those of one after the other.
+    """
+    if weight.fuses_gate and dtype is torch.float32 and not needed(x, bias):
+        return weight.gated(x, bias, activation)
+    gate, up = parts(linear(x, weight, bias), [weight.out_features // 2] * 2)
+    return gated(activation, gate, up, dtype)
 
 
 def add(x: Tensor, y: Tensor, scale: float = 1.0) -> Tensor:
@@ -300,30 +315,6 @@ def embedding(ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
     if natively(weight) and not torch.is_grad_enabled():
         return native.copy(weight, ids, 1.0, weight.dtype)
     return torch.nn.functional.embedding(ids, weight)
-
-
-def threads() -> int:
-    """How many threads the native kernels run on; 1 without them."""
-    return int(native.library.threads()) if NATIVE else 1
-
-
-def set_threads(count: int) -> None:
-    """Run the native kernels on so many threads (the caller's is one). Results don't depend on it."""
-    if NATIVE:
-        native.library.set_threads(count)
-
-
-def read_bandwidth(seconds: float, nbytes: int = 512 << 20) -> float:
-    """Bytes per second at which all threads read memory, the best within `seconds`. Native kernels only."""
-    return native.read_bandwidth(seconds, nbytes)
-
-
-def peak(kind: str, seconds: float) -> float:
-    """Operations per second ("int8", "bf16", "fp32"; a multiply-add is two) of all threads, the best within `seconds`.
-
-    Native kernels only; raises `ValueError` where the processor lacks the instructions.
-    """
-    return native.peak(kind, seconds)
 
 
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,16 @@ class PackedWeight:
             out = native.linear(x, self._native, self.out_features, bias, self.dtype)
         return out if x.dim() == 2 else out.view(*x.shape[:-1], self.out_features)
 
+    @property
+    def fuses_gate(self) -> bool:
+        """Whether `gated` is there: products of matrix tiles with weights in codes."""
+        return self.blob is not None and bool(self._native.fuses_gate)
+
+    def gated(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """x (T, in) -> (T, out / 2): the product's first half through the activation, times its second half."""
+        x = x if x.dtype in native.FLOATS else x.to(self.dtype)
+        return native.linear(x, self._native, self.out_features // 2, bias, self.dtype, activation)
+
     def rows(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Rows `ids` (n,) of the weight -> (n, in) in `dtype` (None: the product's); the ids must exist."""
         dtype = self.dtype if dtype is None else dtype

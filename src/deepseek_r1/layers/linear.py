@@ -96,6 +96,10 @@ class PackedLinearGroup(nn.Module):
         """x (..., in_features) -> one output per member."""
         return ops.parts(ops.linear(x, self.weight, self.bias), self.sizes)
 
+    def gated(self, x: Tensor, activation: str, dtype: torch.dtype) -> Tensor:
+        """x (T, in_features) -> activation(first member) * second one (T, size), of two members of one size."""
+        return ops.gated_linear(activation, x, self.weight, self.bias, dtype)
+
 
 def _as_read(bias: Tensor | None, weight: ops.PackedWeight) -> Tensor | None:
     """The bias as the product with this weight adds it: in float32 by native kernels, whatever the weight's dtype."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepseek_r1.kernels import ops
-from deepseek_r1.layers.linear import Linear, LinearGroup
+from deepseek_r1.layers.linear import Linear, LinearGroup, PackedLinearGroup
 
 
 class GatedMLP(nn.Module):
@@ -32,5 +32,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (T, dim) -> (T, dim)."""
+        return self.down_proj(self._gated(x))  # type: ignore[no-any-return]
+
+    def _gated(self, x: Tensor) -> Tensor:
+        if isinstance(self.gate_up, PackedLinearGroup):  # one product
+            return self.gate_up.gated(x, self.activation, self.activation_dtype)
         gate, up = self.gate_up(x)
-        return self.down_proj(ops.gated(self.activation, gate, up, self.activation_dtype))  # type: ignore[no-any-return]
+        return ops.gated(self.activation, gate, up, self.activation_dtype)

@@ -240,7 +240,7 @@ def test_hostile_sizes_raise() -> None:
     out = torch.zeros(4, 64)
 
     def run(m: int, ldx: int, ldo: int) -> None:
-        native.library.linear(weight, x.data_ptr(), False, m, ldx, 0, 0, 0, out.data_ptr(), False, ldo)
+        native.library.linear(weight, x.data_ptr(), False, m, ldx, 0, 0, 0, out.data_ptr(), False, ldo, -1)
 
     run(4, 8, 64)
     for m, ldx, ldo in ((-1, 8, 64), (1 << 60, 8, 64), (4, 7, 64), (4, 8, 63), (4, 1 << 50, 64)):

@@ -21,6 +21,7 @@ from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.families.base import Family
 from deepseek_r1.models.registry import FAMILIES
 from deepseek_r1.models.shapes import parameter_shapes
+from deepseek_r1.models.text.load import load_tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,8 +35,8 @@ TOKENIZER_FILES = (
 def save_model(
     decoder: Decoder, directory: str | PathLike[str], *, tokenizer_from: str | PathLike[str] | None = None
 ) -> Path:
-    """Write model.safetensors and config.json, and copy the tokenizer's files where a directory to take them from is
-    named. Each file appears only when all of it is on disk, config.json last. Returns the directory.
+    """Write model.safetensors and config.json, and the tokenizer's files where a checkpoint to take them from is named: a
+    directory, or a GGUF file. Each file appears only when all of it is on disk, config.json last. Returns the directory.
 
     Raises `ValueError` for a decoder that was packed for inference, `CapacityError` when the disk is full.
     """
@@ -47,9 +48,7 @@ def save_model(
     halves = [name for name, tensor in tensors.items() if tensor.dtype is torch.bfloat16]
     write_safetensors(directory / "model.safetensors", arrays, bf16_names=halves, metadata={"format": "pt"})
     if tokenizer_from is not None:
-        for name in TOKENIZER_FILES:
-            if (source := Path(tokenizer_from) / name).is_file():
-                shutil.copyfile(source, directory / name)
+        _take_tokenizer(Path(tokenizer_from), directory)
     dtype = "bfloat16" if decoder.embedding.weight.dtype is torch.bfloat16 else "float32"
     _write_json(directory / "config.json", family.to_hf(decoder.config) | {"dtype": dtype})
     return directory
@@ -78,10 +77,26 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
     return tensor.numpy()
 
 
+def _take_tokenizer(source: Path, directory: Path) -> None:
+    if source.suffix == ".safetensors":
+        source = source.parent
+    if source.is_dir() and (source / "tokenizer.json").is_file():
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / name)
+    elif source.suffix == ".gguf" or any(source.glob("*.gguf")):
+        for name, text in load_tokenizer(source).files().items():
+            _write_text(directory / name, text)
+
+
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    _write_text(path, json.dumps(fields, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

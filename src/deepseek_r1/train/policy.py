@@ -62,8 +62,7 @@ class Policy:
         """Write what was learnt: PEFT's files of the adapter, or the whole model."""
         if self.lora is not None:
             return save_adapter(self.decoder, ADAPTER, folder, self.lora, self.base)
-        tokenizer = Path(self.base)
-        return save_model(self.decoder, folder, tokenizer_from=tokenizer if tokenizer.is_dir() else None)
+        return save_model(self.decoder, folder, tokenizer_from=self.base)
 
 
 def load_policy(config: TrainConfig, model: Path) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,17 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the highest token id. A model may have more rows than that: those ids have no bytes."""
         return len(self.token_bytes)
+
+    def files(self) -> dict[str, str]:
+        """tokenizer.json, tokenizer_config.json and generation_config.json of this tokenizer, as transformers has them."""
+        template = {} if self.chat_template is None else {"chat_template": self.chat_template.source}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        ends = {"eos_token_id": list(self.eos_token_ids)} if self.eos_token_ids else {}
+        return {
+            "tokenizer.json": self._backend.to_str(),
+            "tokenizer_config.json": json.dumps(config | self.special_tokens | template, indent=2) + "\n",
+            "generation_config.json": json.dumps(ends, indent=2) + "\n",
+        }
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`. Special tokens that stand in the text become their ids.

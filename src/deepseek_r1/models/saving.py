@@ -35,8 +35,9 @@ TOKENIZER_FILES = (
 def save_model(
     decoder: Decoder, directory: str | PathLike[str], *, tokenizer_from: str | PathLike[str] | None = None
 ) -> Path:
-    """Write model.safetensors and config.json, and the tokenizer's files where a checkpoint to take them from is named: a
-    directory, or a GGUF file. Each file appears only when all of it is on disk, config.json last. Returns the directory.
+    """Write model.safetensors and config.json; with `tokenizer_from`, a directory or a GGUF file, its tokenizer too.
+
+    Each file appears only when all of it is on disk, config.json last. Returns the directory.
 
     Raises `ValueError` for a decoder that was packed for inference, `CapacityError` when the disk is full.
     """

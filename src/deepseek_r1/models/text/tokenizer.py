@@ -54,7 +54,7 @@ class Tokenizer:
         return len(self.token_bytes)
 
     def files(self) -> dict[str, str]:
-        """tokenizer.json, tokenizer_config.json and generation_config.json of this tokenizer, as transformers has them."""
+        """tokenizer.json, tokenizer_config.json and generation_config.json of this tokenizer, for transformers."""
         template = {} if self.chat_template is None else {"chat_template": self.chat_template.source}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         ends = {"eos_token_id": list(self.eos_token_ids)} if self.eos_token_ids else {}

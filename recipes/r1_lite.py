@@ -31,7 +31,7 @@ from r1_lite_evaluation import Exam, examine_all, test_problems
 from r1_lite_report import share, verdicts, write_report
 from r1_lite_runs import read_json
 
-SFT_STEPS, RL_STEPS, CONTROL_STEPS = 560, 120, 480
+SFT_STEPS, RL_STEPS, CONTROL_STEPS = 560, 80, 500
 EXAMPLES = {1: 260, 2: 260, 3: 180, 4: 60}
 """Training examples of each family by level, before what the test also asks is taken out."""
 
@@ -39,7 +39,7 @@ ANSWER_TOKENS = 256
 ADAPTER = {"lora_r": 16, "lora_alpha": 32.0, "lora_targets": ["all-linear"], "lora_dropout": 0.0}
 SFT = {"method": "sft", "lr": 1e-3, "batch_tokens": 2048, "max_length": 512, "warmup": 0.03, "save_every": 20}
 RL = {
-    "method": "grpo", "lr": 3e-4, "schedule": "constant", "prompts": 16, "group": 8, "most_rounds": 1,
+    "method": "grpo", "lr": 2e-4, "warmup": 0.05, "prompts": 16, "group": 8, "most_rounds": 1,
     "entropy_weight": 0.0, "answer_tokens": ANSWER_TOKENS, "save_every": 10,
 }  # fmt: skip
 

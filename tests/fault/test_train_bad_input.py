@@ -104,6 +104,19 @@ def test_another_setting_on_resume(
     assert outcome(tmp_path / "run") == before, "what no weight depends on may change"
 
 
+def test_another_torch_on_resume_is_named(given: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(given)
+    recipe = tmp_path / "run" / "recipe.json"
+    recipe.write_text(json.dumps(json.loads(recipe.read_text()) | {"torch": "1.0", "threads": 77}))
+    with caplog.at_level("WARNING"):
+        train(given)
+    assert "begun with torch 1.0" in caplog.text and "begun with threads 77" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        train(given)
+    assert "begun with" not in caplog.text, "the folder says what it went on with"
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", "\udcff"])
 def test_a_folder_whose_recipe_is_none(content: str, given: Settings, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "run").mkdir()

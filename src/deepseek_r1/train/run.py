@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from deepseek_r1.config.precision import parse_precision
 from deepseek_r1.config.train import TrainConfig
 from deepseek_r1.core.environment import disk_free, machine_summary
@@ -120,7 +122,7 @@ def prepare(config: TrainConfig, *, reward: Reward | RewardFunction | None = Non
         loop = Loop(policy, objective, config, steps)
         loop.resume(saved)
         # Only now: what turned out to be a mistake must not bind the folder, or replace what it has.
-        _write(folder / RECIPE, json.dumps(_binding(config), indent=1) + "\n")
+        _write(folder / RECIPE, json.dumps(_binding(config) | _beneath(), indent=1) + "\n")
         if report is not None:
             _write(folder / "data.json", json.dumps(report.as_json(), indent=1) + "\n")
             _write(folder / "data.svg", report.as_svg())
@@ -184,6 +186,11 @@ def _binding(config: TrainConfig) -> dict[str, Any]:
     return free | {"path": ops.PATH}
 
 
+def _beneath() -> dict[str, Any]:
+    """What the last bits of gradients may depend on beside settings and path: a resumed run warns where it changed."""
+    return {"torch": version("torch"), "threads": torch.get_num_threads()}
+
+
 def _refuse_other_settings(folder: Path, config: TrainConfig) -> None:
     """Raises `ConfigError` for a folder whose run had other settings."""
     path = folder / RECIPE
@@ -201,6 +208,12 @@ def _refuse_other_settings(folder: Path, config: TrainConfig) -> None:
                 f"{folder} holds a run with {name}={before.get(name)!r}, not {value!r}",
                 remedy="give its settings to go on with it, or choose another out folder",
             )
+    for name, value in _beneath().items():
+        if before.get(name, value) != value:
+            log.warning(
+                "%s was begun with %s %s and goes on with %s: its last bits may differ from those of one run",
+                folder, name, before[name], value,
+            )  # fmt: skip
 
 
 def _about(config: TrainConfig, model: Path, steps: int, digest: str) -> dict[str, Any]:

@@ -142,4 +142,5 @@ def test_advantages_are_those_of_the_group() -> None:
     rewards = torch.tensor([0.0, 1.0, 1.5, 0.0, 0.5])
     want = (rewards - rewards.mean()) / (rewards.std() + 1e-4)  # as TRL scales rewards by group
     torch.testing.assert_close(torch.tensor(advantages(rewards.tolist())), want)
-    assert advantages([1.0, 1.0, 1.0]) == [0.0, 0.0, 0.0]
+    for same in (1.0, 1.1, 0.1, 1 / 3):
+        assert advantages([same] * 8) == [0.0] * 8, "its mean is another number in the last bits"

@@ -85,7 +85,12 @@ class EngineSampler:
 
 
 def advantages(rewards: Sequence[float]) -> list[float]:
-    """Each reward less the group's mean, over the group's standard deviation (GRPO, Shao et al. 2024)."""
+    """Each reward less the group's mean, over the group's standard deviation (GRPO, Shao et al. 2024).
+
+    Exactly 0 where all are equal: the mean of eight times 1.1 is not 1.1, and they would pass for a group that differs.
+    """
+    if len(set(rewards)) == 1:
+        return [0.0] * len(rewards)
     mean = sum(rewards) / len(rewards)
     deviation = (sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1)) ** 0.5
     return [(reward - mean) / (deviation + 1e-4) for reward in rewards]

@@ -14,7 +14,7 @@ from deepseek_r1.data.tasks.families import FAMILIES, OUTSIDE
 from deepseek_r1.models.adapters import CONFIG_FILE, WEIGHTS_FILE
 from deepseek_r1.operate.runs.as_markdown import table as markdown_table
 from deepseek_r1.operate.runs.report import write_text
-from r1_lite_evaluation import EVALUATION, OUTSIDE_GROUP, POLICIES, TRAINED_GROUP
+from r1_lite_evaluation import EVALUATION, OUTSIDE_GROUP, TRAINED_GROUP
 from r1_lite_report import GRADING, read_evaluation, times, totals_table, verdicts
 from r1_lite_runs import file_digest, read_json
 
@@ -25,6 +25,8 @@ TOO_LARGE = 10_000_000
 """Bytes from which on an adapter is not published."""
 
 LEAST_PROBLEMS = 500
+EXAMINED = ("base", "sft", "rl")
+"""Policies without whose evaluation nothing is published. A control that is missing is reported as missing."""
 
 
 def write_card(out: Path, evaluation: dict[str, Any], beside: Sequence[Path] = ()) -> None:
@@ -62,7 +64,7 @@ It shows a whole pipeline on two cores of a CPU; it is no general assistant.
 
 1. Cold start (`sft`): supervised steps on problems whose reasoning our own code derives step by step.
 2. Rewards (`rl`, this adapter): GRPO from there on problems whose answers can be checked, in two stages.
-3. Control: more of the first in place of the second, for as long.
+3. Control: more of the first in place of the second, for as long{"" if "control" in runs else " (not run yet)"}.
 
 Base as trained on: `{evaluation["base"]}`. Took: {took or "nothing yet"}. Kernels: `{evaluation["path"]}`.
 SHA-256 of `{WEIGHTS_FILE}`: `{digest}`.
@@ -99,7 +101,7 @@ answers with it where a request's `model` is `r1-lite`. FOLDER is the one of thi
     {command}
 
 The same seed and scale give the same adapter, bit for bit, with the same kernels (`{evaluation["path"]}`), threads and
-version of torch. Settings: `{RECIPE}`.
+version of torch, from commit `{evaluation["commit"]}`. Settings: `{RECIPE}`.
 """
 
 
@@ -158,7 +160,7 @@ def _recipe(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_incomplete(evaluation: dict[str, Any]) -> None:
     remedy = f"finish it first, with {LEAST_PROBLEMS} problems or more: --only evaluate"
-    for policy in POLICIES:
+    for policy in EXAMINED:
         for group in (TRAINED_GROUP, OUTSIDE_GROUP):
             found = [
                 total["n"]

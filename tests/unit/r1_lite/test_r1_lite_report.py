@@ -95,9 +95,9 @@ def test_what_is_not_published(made: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "README.md is not of this adapter" in refused(*given)
     (made / "README.md").write_text(card)
     whole = evaluation(made)
-    lacking = whole | {"totals": [total for total in whole["totals"] if total["name"] != "control"]}
+    lacking = whole | {"totals": [total for total in whole["totals"] if total["name"] != "sft"]}
     (made / "evaluation.json").write_text(json.dumps(lacking))
-    assert "control is not evaluated on trained families" in refused(*given)
+    assert "sft is not evaluated on trained families" in refused(*given)
     (made / "evaluation.json").write_text(json.dumps(whole))
     weights.write_bytes(weights.read_bytes() + b"x")
     assert "is not the adapter that was evaluated" in refused(*given)

@@ -49,13 +49,14 @@ def test_the_page_shows_what_the_default_model_thinks(browser: Any, tmp_path_fac
     try:
         with opened_page(browser, server.url, []) as page:
             page.set_default_timeout(30_000)
+            page.wait_for_selector("#models option:nth-child(2)", state="attached")
             assert page.locator("#models option").all_inner_texts() == ["r1-lite", "SmolLM2-135M-Instruct"]
             assert page.get_by_role("combobox", name="Model").input_value() == "r1-lite"
             page.click("#open-settings")
             page.fill("#temperature", "0")
             page.click("text=Done")
             ask_and_wait(page, "What is 17 + 26?")
-            assert page.inner_text(".thinking summary").startswith("Thought for ")
+            page.wait_for_selector(".thinking summary:has-text('Thought for ')")
             page.click(".thinking summary")
             page.wait_for_selector(".thinking .reasoning:not(:empty)")
             thought, said = page.inner_text(".thinking .reasoning"), last_answer(page)
@@ -71,6 +72,7 @@ def test_the_page_on_a_server_with_adapters(browser: Any, tmp_path_factory: pyte
     try:
         with opened_page(browser, server.url, []) as page:
             choice = page.get_by_role("combobox", name="Model")
+            page.wait_for_selector("#models option:nth-child(3)", state="attached")
             assert page.locator("#models option").all_inner_texts() == ["clerk", "tiny", "poet"]
             for model, said in (("clerk", "clerk"), ("poet", "poet"), ("tiny", "none")):
                 if model != "clerk":

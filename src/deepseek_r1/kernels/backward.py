@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ class Families:
 
     def __init__(self, lengths: Sequence[int], prefixes: Sequence[int | None]) -> None:
         self.lengths, self.prefixes = tuple(lengths), tuple(prefixes)
-        self.starts = tuple(sum(self.lengths[:i]) for i in range(len(self.lengths)))
+        self.starts = tuple(itertools.accumulate(self.lengths, initial=0))[:-1]
         members: dict[int, list[int]] = {i: [] for i, prefix in enumerate(self.prefixes) if prefix is None}
         for i, prefix in enumerate(self.prefixes):
             if prefix is not None:

@@ -122,9 +122,7 @@ class _Swish(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        if grads[0].dtype == gate.dtype == up.dtype:
-            return None, *backward.gated(grads[0], gate, up)
-        return None, torch.ops.aten.silu_backward(grads[0] * up, gate), grads[0] * torch.nn.functional.silu(gate)
+        return None, *backward.gated(grads[0], gate, up)
 
 
 def swish(run: Operator, gate: Tensor, up: Tensor) -> Tensor:

@@ -79,9 +79,10 @@ R1_INLINE __m512i zip_values(const uint8_t* first, const uint8_t* second, int64_
   return _mm512_and_si512(pairs, _mm512_set1_epi16(0x7FFF));
 }
 
-// The values of keys [low, high) of a tile, zeros for the others. Whether all of them are finite.
+// The values of keys [low, high) of a tile, zeros for the others. Whether all of them are finite. What is `ahead`
+// is asked for.
 inline bool load_values(const AttentionArgs& a, int64_t head, const TileRows& rows, int64_t low, int64_t high,
-                        const Tiled& w) {
+                        const Tiled& w, const Ahead& ahead = {}) {
   const RowLayout& l = a.layout;
   const int64_t begin = l.shared ? head * l.key_dim * 2 : l.values + head * l.value_dim * 2;
   const auto at = [&](int64_t key) { return key >= low && key < high && rows.at[key] ? rows.at[key] + begin : nullptr; };
@@ -89,6 +90,11 @@ inline bool load_values(const AttentionArgs& a, int64_t head, const TileRows& ro
   for (int64_t pair = 0; pair < kTile / 2; ++pair) {
     const uint8_t *first = at(2 * pair), *second = at(2 * pair + 1);
     uint8_t* to = w.values + pair / 16 * w.columns * kBytes + pair % 16 * 64;
+    if (ahead.rows != nullptr)
+      for (int64_t key : {2 * pair, 2 * pair + 1}) {
+        fetch(ahead.rows[key], ahead.keys, ahead.key_bytes);
+        fetch(ahead.rows[key], ahead.values, ahead.value_bytes);
+      }
     for (int64_t c = 0; c < w.columns; ++c)
       largest = _mm512_max_epu16(largest, zip_values(first, second, 16 * c, l.value_dim - 16 * c, to + c * kBytes));
   }
@@ -230,11 +236,13 @@ inline void tiled_gather(const Tiled& w) {
 
 // One tile of keys for the rows of one key head.
 inline void tiled_head(const AttentionArgs& a, const AttentionItem& item, int64_t head, int64_t tile, const TileRows& places,
-                       const Tiled& w) {
+                       const TileRows& next, const Tiled& w) {
   const int64_t group = a.heads / a.layout.heads, rows = item.rows * group;
   const int64_t padded = padded_16(a.layout.value_dim), record = record_floats(a.layout.value_dim);
   const int64_t lanes = (rows + kLaneRows - 1) / kLaneRows, mine = head - item.head;
-  bool finite = load_values(a, head, places, 0, kTile, w);
+  const RowLayout& l = a.layout;
+  const Ahead ahead{next.at, head * l.key_dim * 2, l.key_dim * 2, l.values + head * l.value_dim * 2, l.shared ? 0 : l.value_dim * 2};
+  bool finite = load_values(a, head, places, 0, kTile, w, ahead);
   KeyRows keys[4];
   for (int64_t n = 0; n < 4; ++n) keys[n] = key_rows(a, head, places, n, w);
   for (int64_t block = 0; block < lanes; ++block) {
@@ -248,7 +256,8 @@ inline void tiled_head(const AttentionArgs& a, const AttentionItem& item, int64_
     low = low > 0 ? low : i32x16{};
     high = high < static_cast<int32_t>(kTile) ? high : static_cast<int32_t>(kTile) - i32x16{};
     high = lane < static_cast<int32_t>(many) ? high : i32x16{};
-    const i32x16 sees = low < high, everything = (low == 0) & (high == static_cast<int32_t>(kTile));
+    const i32x16 sees = low < high, idle = lane >= static_cast<int32_t>(many);
+    const i32x16 everything = ((low == 0) & (high == static_cast<int32_t>(kTile))) | idle;
     const auto bits = [](i32x16 v) R1_ALWAYS { return _mm512_movepi32_mask(reinterpret_cast<__m512i>(v)); };
     const __mmask16 rows_here = bits(sees);
     if (rows_here == 0) continue;
@@ -338,11 +347,17 @@ inline void tiled_item(const AttentionArgs& a, const AttentionItem& item) {
     w.position[r] = static_cast<int32_t>(r < rows ? r / group : 0);
   std::memset(w.most, 0, static_cast<size_t>(2 * lanes * kLaneRows * item.heads) * 4);
   const TileRegisters registers;
-  for (int64_t tile = item.tile; tile < item.tiles_end; ++tile) {
+  const auto find = [&](int64_t tile, TileRows& places) R1_ALWAYS {
     const int64_t last = item.position + item.rows - 1;
-    TileRows places;
     find_rows(a, item, tile, seen(a, item.position, tile).low, seen(a, last, tile).high, places);
-    for (int64_t h = 0; h < item.heads; ++h) tiled_head(a, item, item.head + h, tile, places, w);
+  };
+  TileRows places, next;
+  find(item.tile, next);
+  for (int64_t tile = item.tile; tile < item.tiles_end; ++tile) {
+    places = next;
+    if (tile + 1 < item.tiles_end) find(tile + 1, next);
+    else next = {};
+    for (int64_t h = 0; h < item.heads; ++h) tiled_head(a, item, item.head + h, tile, places, next, w);
   }
   if (item.partials != nullptr) return;
   const int64_t record = record_floats(a.layout.value_dim);

@@ -43,7 +43,7 @@ Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const st
 
 // Whether a product with this weight can end in a gate.
 bool fuses_gate(const Weight& w) {
-  return kernels().tiled && w.format.group > 0 && !w.format.by_row && w.n % (2 * kPanel) == 0;
+  return kernels().tiled && w.format.group > 0 && w.n % (2 * kPanel) == 0;
 }
 
 void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, uintptr_t codes, uintptr_t act,

@@ -62,8 +62,8 @@ struct Act {
   int32_t sum;
 };
 
-// Matrix tiles read 16 rows, from whichever row a tile begins: so many rows of codes there is room for.
-constexpr int64_t room_rows(int64_t rows) { return rows + kTileRows - 1; }
+// Matrix tiles read 16 rows, from whichever row a tile begins, and lie in pairs: so many rows of codes there is room for.
+constexpr int64_t room_rows(int64_t rows) { return rows + (rows > kTileRows ? 2 : 1) * kTileRows - 1; }
 
 // Rows (m, k) of fp32 or bf16 -> what the product reads: int8 codes in groups with their `act`, or padded bf16.
 struct PrepareArgs {
@@ -105,11 +105,23 @@ constexpr int64_t kTiledBytes = 1200 << 10;  // of these rows: they stay in the 
 // Whether an item is four panels: through matrix tiles, where rows are so long that they leave the second cache between
 // one panel and the next. Each part of k then serves four.
 inline bool by_fours(int64_t m, const Weight& w, int64_t tile) {
-  const bool tiles = tile == kTileRows && w.format.kind != Kind::fp32 && !w.format.by_row;
+  const bool tiles = tile == kTileRows && w.format.kind != Kind::fp32;
   return tiles && 2 * std::min(m, kTiledBlock) * w.k > 2 * kTiledBytes;
 }
 inline int64_t panel_items(int64_t m, const Weight& w, int64_t tile) {
   return by_fours(m, w, tile) ? (w.panels() + 3) / 4 : w.panels();
+}
+
+// The panels of an item of a product through matrix tiles, which share its rows: both halves of a gate, four, or one.
+struct Panels {
+  int64_t number[4];
+  int64_t count;
+};
+inline Panels panels_of(const LinearArgs& a, int64_t item) {
+  const int64_t all = a.weight.panels(), most = by_fours(a.m, a.weight, a.row_tile) ? 4 : 1;
+  if (a.gate != kNoGate) return {{item, item + all / 2}, 2};
+  const int64_t first = item * most;
+  return {{first, first + 1, first + 2, first + 3}, std::min(most, all - first)};
 }
 
 // Rows per item of a product of m rows: narrow ones are cut along their rows as well, to be shared out evenly.
@@ -121,7 +133,8 @@ inline int64_t row_block(int64_t m, const Weight& w, int64_t tile) {
   const int64_t fewest = (m + fit - 1) / fit, most = (m + least - 1) / least;
   const int64_t blocks = std::max(fewest, std::min(wanted, most));
   const int64_t rows = blocks > 0 ? (m + blocks - 1) / blocks : 1;
-  return (rows + tile - 1) / tile * tile;  // whole tiles
+  const int64_t whole = tiled && rows > tile ? 2 * tile : tile;  // tiles, and pairs of tiles
+  return (rows + whole - 1) / whole * whole;
 }
 inline int64_t row_blocks(int64_t m, const Weight& w, int64_t tile) {
   const int64_t rows = row_block(m, w, tile);

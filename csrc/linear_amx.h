@@ -20,7 +20,9 @@
 namespace r1 {
 namespace R1_PATH {
 
-constexpr int64_t kChunk = 1536;    // k that are expanded together: they stay in the second cache
+// k that are gone through for all rows: of few rows in the second cache, else so that 32 columns stay in the first.
+constexpr int64_t kChunk = 1536, kNearChunk = 256;
+constexpr int64_t kFewTiles = 4;
 constexpr int64_t kFarAhead = 16384;  // bytes between what is read of a panel and what is prefetched
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepBytes = 4 * kTileBytes;  // of 32 k and a panel's 64 columns
@@ -35,10 +37,14 @@ R1_INLINE void fetch_codes(const uint8_t* line) {
   _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
 }
 
-// Row r, from 32 k number s on, of prepared rows: 1 KiB tiles of 16 rows side by side, or row by row.
+// Where row r of prepared rows begins: row by row, or in tiles of 16 rows, of which two take turns (see row_step).
 R1_INLINE int64_t row_place(int64_t r, int64_t row_bytes, bool tiled) {
-  return tiled ? r / kTileRows * kTileRows * row_bytes + r % kTileRows * 64 : r * row_bytes;
+  if (!tiled) return r * row_bytes;
+  const int64_t pair = r / (2 * kTileRows), half = r / kTileRows % 2;
+  return pair * 2 * kTileRows * row_bytes + half * kTileBytes + r % kTileRows * 64;
 }
+// Bytes to its next 32 k. Up to 16 of all rows are one tile.
+R1_INLINE int64_t row_step(int64_t m, bool tiled) { return !tiled ? 64 : m > kTileRows ? 2 * kTileBytes : kTileBytes; }
 
 // A row's values -> bf16, scaled so that the largest is near 2^100, and what undoes that. Of 8 neighbouring k the order is
 // 0, 2, 1, 3, 4, 6, 5, 7, in which nibbles and bytes come out in pairs.
@@ -68,7 +74,7 @@ R1_INLINE float scaled_row(const T* x, int64_t count, int64_t padded, uint8_t* t
 
 template <class T>
 R1_INLINE void prepare_rows_amx(const PrepareArgs& a, int64_t begin, int64_t end) {
-  const int64_t k = a.format.padded_k(a.k), step = a.tiled ? kTileBytes : 64;
+  const int64_t k = a.format.padded_k(a.k), step = row_step(a.m, a.tiled);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.ldx;
     uint8_t* to = static_cast<uint8_t*>(a.codes) + row_place(row, 2 * k, a.tiled);
@@ -104,9 +110,10 @@ R1_INLINE __m512i to_biased_bf16(__m512h x) {
   return _mm512_and_si512(rounded, _mm512_set1_epi16(static_cast<short>(0x8FFF)));
 }
 
-// 32 k of a panel, number `step` of its group -> tiles of pairs: (4 times 16 columns, 16 pairs of k, 16 columns, 2).
+// 32 k of a panel, number `step` of its group -> tiles of pairs: (16 pairs of k, 16 columns, 2), of the first 32 columns
+// and, `half` bytes on, of the others.
 template <bool NIBBLES, int GROUP, int OFFSET, bool MINIMA, bool WIDE>
-R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m512 power) {
+R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, int64_t half, __m512 power) {
   constexpr int kUnits = kTileK / (NIBBLES ? 8 : 4), kCodes = GROUP / kTileK * kUnits * kUnit;
   constexpr int kScales = kPanel * (WIDE ? 4 : 2);
   const __m512i values = _mm512_castph_si512(_mm512_sub_ph(
@@ -118,7 +125,7 @@ R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m5
     [[maybe_unused]] __m512h minimum;
     if constexpr (MINIMA) minimum = twice<WIDE>(group + kCodes + kScales, c, power);
     const uint8_t *codes = group + step * kUnits * kUnit, *from = codes + 64 * c;
-    uint8_t* out = to + kTileBytes * c;
+    uint8_t* out = to + c / 2 * half + c % 2 * kTileBytes;
     const auto put = [&](int row, __m512h code) R1_ALWAYS {
       __m512h value;
       if constexpr (MINIMA) value = _mm512_fmadd_ph(code, scale, minimum);
@@ -148,7 +155,7 @@ R1_INLINE void expand_step(const uint8_t* group, int64_t step, uint8_t* to, __m5
   }
 }
 
-// Expands steps [first, last) of a panel, times `power`.
+// Expands steps [first, last) of a panel, times `power`: all of 32 columns, then of the others.
 using Expand = void (*)(const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power);
 
 template <bool NIBBLES, int GROUP, int OFFSET, bool MINIMA>
@@ -157,9 +164,10 @@ Expand expansion(bool wide) {
     return [](const uint8_t* panel, int64_t first, int64_t last, uint8_t* to, float power) {
       constexpr int64_t kSteps = GROUP / kTileK;
       constexpr Format f{NIBBLES ? Kind::int4 : Kind::int8, GROUP, MINIMA, decltype(width)::value};
-      for (int64_t s = first; s < last; ++s, to += kStepBytes)
+      const int64_t half = (last - first) * kStepBytes / 2;
+      for (int64_t s = first; s < last; ++s, to += kStepBytes / 2)
         expand_step<NIBBLES, GROUP, OFFSET, MINIMA, decltype(width)::value>(panel + s / kSteps * f.group_bytes(), s % kSteps,
-                                                                            to, _mm512_set1_ps(power));
+                                                                            to, half, _mm512_set1_ps(power));
     };
   };
   return wide ? of(std::true_type{}) : of(std::false_type{});
@@ -170,12 +178,13 @@ Expand group_expansion(const Format& f) {
   return f.minima ? expansion<true, GROUP, 0, true>(f.wide) : expansion<true, GROUP, 8, false>(f.wide);
 }
 
-// Where tiles are: of rows, `below` bytes to the next 16 rows and `step` bytes to the next 32 k; of weights likewise.
+// Where tiles are. Of rows: bytes to the next 32 k, to the next 16 rows, and from one pair of tiles to the next. Of weights:
+// to the next 32 k, the next 16 columns, and from the first 32 columns to the others.
 struct Operands {
   const uint8_t* x;
-  int64_t x_stride, x_step, x_below;
+  int64_t x_stride, x_step, x_below, x_pair;
   const uint8_t* w;
-  int64_t w_stride, w_step, w_beside;
+  int64_t w_stride, w_step, w_beside, w_half;
 };
 
 // Sums are kept by tiles too: (row tiles, 4, 16 rows, 16 columns).
@@ -188,8 +197,8 @@ R1_INLINE void multiply_one(const Operands& o, int64_t steps) {
     R1_TILE_LOAD(4, x, o.x_stride);
     R1_TILE_LOAD(5, w, o.w_stride); R1_TILE_DOT_BF16(0, 4, 5);
     R1_TILE_LOAD(6, w + o.w_beside, o.w_stride); R1_TILE_DOT_BF16(1, 4, 6);
-    R1_TILE_LOAD(7, w + 2 * o.w_beside, o.w_stride); R1_TILE_DOT_BF16(2, 4, 7);
-    R1_TILE_LOAD(5, w + 3 * o.w_beside, o.w_stride); R1_TILE_DOT_BF16(3, 4, 5);
+    R1_TILE_LOAD(7, w + o.w_half, o.w_stride); R1_TILE_DOT_BF16(2, 4, 7);
+    R1_TILE_LOAD(5, w + o.w_half + o.w_beside, o.w_stride); R1_TILE_DOT_BF16(3, 4, 5);
   }
 }
 
@@ -214,11 +223,14 @@ R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expa
                            uint8_t* expanded, float* sums) {
   constexpr int64_t kTurns = 4;
   R1_SUMS(R1_TILE_LOAD, kZeros, kZeros, kZeros, kZeros);
-  if (expand != nullptr) expand(panel, 0, std::min(kTurns - 1, steps), expanded, power);
+  const auto make = [&](int64_t s) R1_ALWAYS {
+    if (s < steps) expand(panel, s, s + 1, expanded + s % kTurns * kStepBytes, power);
+  };
+  if (expand != nullptr)
+    for (int64_t s = 0; s + 1 < kTurns; ++s) make(s);
   for (int64_t s = 0; s < steps; ++s, o.x += o.x_step) {
     if (expand != nullptr) {
-      const int64_t next = s + kTurns - 1;
-      if (next < steps) expand(panel, next, next + 1, expanded + next % kTurns * kStepBytes, power);
+      make(s + kTurns - 1);
       o.w = expanded + s % kTurns * kStepBytes;
     } else {
       o.w = panel + s * kStepBytes;
@@ -230,47 +242,41 @@ R1_INLINE void narrow_item(Operands o, const uint8_t* panel, int64_t steps, Expa
   R1_SUMS(R1_TILE_STORE, sums, sums + kTileFloats, sums + 2 * kTileFloats, sums + 3 * kTileFloats);
 }
 
-// What an item computes: panels that share its rows.
-struct Panels {
-  int64_t number[4];
-  int64_t count;
-};
-
 // More rows: a part of k is expanded for all of them, panel by panel. Panel p's sums are number p of `sums`. `done(p, t)` is
 // called when those of row tiles t and t + 1 are complete, `soon(p, t)` some time before.
 template <class Done, class Soon>
 R1_INLINE void wide_item(const Operands& o, const Weight& w, const Panels& panels, int64_t k, Expand expand, float power,
                          uint8_t* expanded, int64_t tiles, float* sums, Soon soon, Done done) {
-  Operands part_of = o;
-  for (int64_t at = 0; at < k; at += kChunk) {
-    const int64_t part = std::min(kChunk, k - at), steps = part / kTileK;
+  Operands now = o;
+  const int64_t chunk = tiles > kFewTiles ? kNearChunk : kChunk;
+  for (int64_t at = 0; at < k; at += chunk) {
+    const int64_t part = std::min(chunk, k - at), steps = part / kTileK;
     const bool first = at == 0, last = at + part == k;
+    const auto from = [&](float* sums_of) R1_ALWAYS { return first ? kZeros : sums_of; };
+    if (expand != nullptr) now.w_half = steps * kStepBytes / 2;
     for (int64_t p = 0; p < panels.count; ++p) {
       const uint8_t* panel = w.panel(panels.number[p]);
-      part_of.w = expand != nullptr ? expanded : panel + at / kTileK * o.w_step;
       if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power);
-      for (int64_t t = 0; t < tiles; t += 2) {
-        Operands now = part_of;
-        now.x += t * o.x_below;
-        float* to = sums + (p * tiles + t) * 4 * kTileFloats;
-        const auto sum = [&](float* of) R1_ALWAYS { return first ? kZeros : of; };
-        if (last) soon(p, t);
-        if (t + 1 == tiles) {
-          R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(to + 2 * kTileFloats), sum(to + 3 * kTileFloats));
-          multiply_one(now, steps);
-          R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
-        } else {
-          for (int c = 0; c < 2; ++c, to += 2 * kTileFloats, now.w += 2 * o.w_beside) {
-            float* below = to + 4 * kTileFloats;
-            R1_SUMS(R1_TILE_LOAD, sum(to), sum(to + kTileFloats), sum(below), sum(below + kTileFloats));
+      for (int half = 0; half < 2; ++half)
+        for (int64_t t = 0; t < tiles; t += 2) {
+          float *to = sums + ((p * tiles + t) * 4 + 2 * half) * kTileFloats, *below = to + 4 * kTileFloats;
+          now.x = o.x + t / 2 * o.x_pair + at / kTileK * o.x_step;
+          now.w = (expand != nullptr ? expanded : panel + at / kTileK * o.w_step) + half * now.w_half;
+          if (last && half == 1) soon(p, t);
+          if (t + 1 < tiles) {
+            R1_SUMS(R1_TILE_LOAD, from(to), from(to + kTileFloats), from(below), from(below + kTileFloats));
             multiply_two(now, steps);
             R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, below, below + kTileFloats);
+          } else if (half == 1) {  // the last tile has none below: all its columns at once
+            now.w -= now.w_half;
+            to -= 2 * kTileFloats;
+            R1_SUMS(R1_TILE_LOAD, from(to), from(to + kTileFloats), from(to + 2 * kTileFloats), from(to + 3 * kTileFloats));
+            multiply_one(now, steps);
+            R1_SUMS(R1_TILE_STORE, to, to + kTileFloats, to + 2 * kTileFloats, to + 3 * kTileFloats);
           }
+          if (last && half == 1) done(p, t);
         }
-        if (last) done(p, t);
-      }
     }
-    part_of.x += steps * o.x_step;
   }
 }
 #undef R1_SUMS
@@ -315,7 +321,7 @@ struct Results {
       float* out = static_cast<float*>(a.out) + (first + r) * a.ldo + panels.number[0] * kPanel;
       for (int c = 0; c < 4; ++c) {
         const f32x16 x = value(0, first, r, c, bias[0][c]), up = value(1, first, r, c, bias[1][c]);
-        store(out + 16 * c, (a.gate == static_cast<int32_t>(Gate::silu) ? silu(x) : gelu_tanh(x)) * up);
+        store(out + 16 * c, gate_of(a, x) * up);
       }
     }
   }
@@ -328,7 +334,7 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   const Expand expand = f.group == 0 ? nullptr : f.group == 32 ? group_expansion<32>(f) : group_expansion<128>(f);
   const int64_t rows = row_block(a.m, a.weight, a.row_tile);
   const int64_t blocks = row_blocks(a.m, a.weight, a.row_tile);
-  const int64_t k = f.padded_k(a.weight.k), row_bytes = 2 * k, all = a.weight.panels();
+  const int64_t k = f.padded_k(a.weight.k), row_bytes = 2 * k;
   const int64_t most = a.gate != kNoGate ? 2 : by_fours(a.m, a.weight, a.row_tile) ? 4 : 1;
   const float power = std::ldexp(1.0f, a.weight.exponent), undo = std::ldexp(1.0f, 112 - kRowExponent - a.weight.exponent);
   constexpr int64_t kExpandedFloats = kChunk / kTileK * kStepBytes / 4;
@@ -336,20 +342,18 @@ inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   auto* expanded = reinterpret_cast<uint8_t*>(sums + most * kTiledBlock * kPanel);
   Operands o{};
   o.x_stride = a.tiled ? 64 : row_bytes;
-  o.x_step = a.tiled ? kTileBytes : 64;
-  o.x_below = kTileRows * row_bytes;
+  o.x_step = row_step(a.m, a.tiled);
+  o.x_below = a.tiled ? kTileBytes : kTileRows * row_bytes;
+  o.x_pair = 2 * kTileRows * row_bytes;
   o.w_stride = expand != nullptr ? 64 : kUnit;
-  o.w_step = kStepBytes;
+  o.w_step = expand != nullptr ? kStepBytes / 2 : kStepBytes;
   o.w_beside = expand != nullptr ? kTileBytes : 64;
+  o.w_half = 2 * o.w_beside;  // of what narrow_item expands
   TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t group = item / blocks, first = item % blocks * rows, count = std::min(rows, a.m - first);
     const int64_t tiles = (count + kTileRows - 1) / kTileRows;
-    Panels panels{{group, group + all / 2}, 2};
-    if (a.gate == kNoGate) {
-      panels.count = std::min(most, all - group * most);
-      for (int64_t p = 0; p < panels.count; ++p) panels.number[p] = group * most + p;
-    }
+    const Panels panels = panels_of(a, group);
     o.x = static_cast<const uint8_t*>(a.x) + row_place(first, row_bytes, a.tiled);
     registers.rows(tiles == 1 ? count : kTileRows);
     const Results results{a, panels, expand != nullptr, undo, sums, tiles};

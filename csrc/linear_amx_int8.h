@@ -8,6 +8,7 @@
 #include "amx.h"
 #include "lanes.h"
 #include "linear_avx512.h"
+#include "rows_impl.h"
 
 namespace r1 {
 namespace R1_PATH {
@@ -15,7 +16,7 @@ namespace R1_PATH {
 constexpr int64_t kStepK = 64;       // k of a tile of bytes
 constexpr int64_t kPart = 1024;      // bytes of one
 constexpr int64_t kFewRows = 4;      // below, VNNI reads the weights faster
-constexpr int64_t kNearK = 512, kFarK = 2048;  // k that are gone through for all columns: in the first cache, or the second
+constexpr int64_t kReach = 512 / kStepK;  // steps that are gone through for all rows and columns
 constexpr float kLargest16 = 32512.0f;  // 127 * 256: high is at most 127
 
 // Prepared rows: in tiles, 16 rows' high bytes of 64 k and then their low bytes; else row by row, k high bytes, k low ones.
@@ -129,59 +130,93 @@ R1_INLINE void multiply_bytes(const Bytes& b, const uint8_t* panel, const Format
   R1_TILE_STORE(2, dots + 2 * kTileDots, 64); R1_TILE_STORE(3, dots + 3 * kTileDots, 64);
 }
 
-// One row's products with a panel -> its results. `dots(part, c)`: of 16 columns.
-template <class T, class Dots>
-R1_INLINE void write_row(const LinearArgs& a, int64_t panel, int64_t row, const f32x16 (&scales)[4], Dots dots) {
-  const int64_t columns = std::min(kPanel, a.weight.n - panel * kPanel);
-  T* out = static_cast<T*>(a.out) + row * a.ldo + panel * kPanel;
-  const Act* act = a.act + 2 * row;
-  for (int c = 0; c < 4 && 16 * c < columns; ++c) {
-    const int64_t many = std::min<int64_t>(16, columns - 16 * c);
-    const auto part = [&](int number) R1_ALWAYS {  // codes are 128 too large
-      return __builtin_convertvector(dots(number, c) - 128 * act[number].sum, f32x16);
-    };
-    f32x16 v = fma(part(0), splat(256.0f), part(1)) * (scales[c] * act[0].scale);
-    if (a.bias != nullptr) v += load_some(a.bias + panel * kPanel + 16 * c, many);
-    store_some(out + 16 * c, v, many);
-  }
+R1_INLINE f32x16 gate_of(const LinearArgs& a, f32x16 x) {
+  return a.gate == static_cast<int32_t>(Gate::silu) ? silu(x) : gelu_tanh(x);
 }
+
+// The results of an item from its sums of integers. `dots(p, part, r, c)`: 16 columns of row r with panel p.
+template <class Dots>
+struct ByteResults {
+  const LinearArgs& a;
+  const Panels& panels;
+  const f32x16 (&scales)[4][4];
+  int64_t first;  // row
+  Dots dots;
+
+  R1_INLINE int64_t columns(int64_t p, int c) const {
+    return std::min<int64_t>(16, a.weight.n - panels.number[p] * kPanel - 16 * c);
+  }
+  R1_INLINE f32x16 value(int64_t p, int64_t r, int c) const {
+    const Act* act = a.act + 2 * (first + r);
+    const auto part = [&](int number) R1_ALWAYS {  // codes are 128 too large
+      i32x16 sums;
+      std::memcpy(&sums, dots(p, number, r, c), sizeof sums);
+      return __builtin_convertvector(sums - 128 * act[number].sum, f32x16);
+    };
+    const f32x16 v = fma(part(0), splat(256.0f), part(1)) * (scales[p][c] * act[0].scale);
+    return a.bias != nullptr ? v + load_some(a.bias + panels.number[p] * kPanel + 16 * c, columns(p, c)) : v;
+  }
+  // Row r of the item, panel by panel; a gate's when both halves are there.
+  template <class T>
+  R1_INLINE void write(int64_t p, int64_t r) const {
+    if (a.gate != kNoGate && p == 0) return;
+    const int64_t panel = panels.number[a.gate != kNoGate ? 0 : p];
+    T* out = static_cast<T*>(a.out) + (first + r) * a.ldo + panel * kPanel;
+    for (int c = 0; c < 4 && columns(p, c) > 0; ++c) {
+      const f32x16 v = a.gate != kNoGate ? gate_of(a, value(0, r, c)) * value(1, r, c) : value(p, r, c);
+      store_some(out + 16 * c, v, columns(p, c));
+    }
+  }
+};
 
 template <class T>
 void linear_bytes(const LinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
   const int64_t rows = row_block(a.m, a.weight, a.row_tile), blocks = row_blocks(a.m, a.weight, a.row_tile);
-  const int64_t k = f.padded_k(a.weight.k), steps = k / kStepK;
-  alignas(64) int32_t dots[kTiledBlock / kTileRows * 8 * kTileDots];
+  const int64_t steps = f.padded_k(a.weight.k) / kStepK;
+  auto* sums = reinterpret_cast<int32_t*>(thread_scratch(4 * kTiledBlock / kTileRows * 8 * kTileDots));
   TileRegisters registers;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t panel = item / blocks, first = item % blocks * rows, count = std::min(rows, a.m - first);
-    const uint8_t* from = a.weight.panel(panel);
-    const Bytes b = bytes_of(a.x, first, k, a.tiled);
-    f32x16 scales[4];
-    for (int c = 0; c < 4; ++c) {
-      const uint8_t* at = from + f.group / 4 * kUnit;
-      scales[c] = reinterpret_cast<f32x16>(f.wide ? load_scales<true>(at, c) : load_scales<false>(at, c));
-    }
-    const auto of = [](const int32_t* p) R1_ALWAYS { i32x16 v; std::memcpy(&v, p, sizeof v); return v; };
+    const Panels panels = panels_of(a, item / blocks);
+    const int64_t first = item % blocks * rows, count = std::min(rows, a.m - first);
+    const Bytes b = bytes_of(a.x, first, f.padded_k(a.weight.k), a.tiled);
+    f32x16 scales[4][4];
+    for (int64_t p = 0; p < panels.count; ++p)
+      for (int c = 0; c < 4; ++c) {
+        const uint8_t* at = a.weight.panel(panels.number[p]) + f.group / 4 * kUnit;
+        scales[p][c] = reinterpret_cast<f32x16>(f.wide ? load_scales<true>(at, c) : load_scales<false>(at, c));
+      }
     if (count < kFewRows) {
-      (count == 1 ? few_rows<1> : count == 2 ? few_rows<2> : few_rows<3>)(b, from, f, k, dots);
-      for (int64_t r = 0; r < count; ++r)
-        write_row<T>(a, panel, first + r, scales, [&](int part, int c) R1_ALWAYS { return of(dots + (2 * r + part) * kPanel + 16 * c); });
+      const auto dots = [&](int64_t p, int part, int64_t r, int c) R1_ALWAYS {
+        return sums + ((p * kFewRows + r) * 2 + part) * kPanel + 16 * c;
+      };
+      const ByteResults<decltype(dots)> results{a, panels, scales, first, dots};
+      for (int64_t p = 0; p < panels.count; ++p) {
+        (count == 1 ? few_rows<1> : count == 2 ? few_rows<2> : few_rows<3>)(b, a.weight.panel(panels.number[p]), f,
+                                                                            steps * kStepK, dots(p, 0, 0, 0));
+        for (int64_t r = 0; r < count; ++r) results.template write<T>(p, r);
+      }
       continue;
     }
-    const int64_t tiles = (count + kTileRows - 1) / kTileRows, reach = (tiles == 1 ? kNearK : kFarK) / kStepK;
-    for (int64_t s = 0; s < steps; s += reach)
-      for (int64_t t = 0; t < tiles; ++t) {
-        Bytes now = b;
-        now.x += t * b.below;
-        for (int c = 0; c < 2; ++c)
-          multiply_bytes(now, from, f, s, std::min(steps, s + reach), c, t == 0 && c == 0, dots + (2 * t + c) * 4 * kTileDots);
-        if (s + reach < steps) continue;
-        for (int64_t r = 0; r < std::min(count - t * kTileRows, kTileRows); ++r)
-          write_row<T>(a, panel, first + t * kTileRows + r, scales, [&](int part, int c) R1_ALWAYS {
-            return of(dots + ((2 * t + c / 2) * 4 + 2 * part + c % 2) * kTileDots + 16 * r);
-          });
-      }
+    const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+    const auto tile_dots = [&](int64_t p, int64_t t, int64_t pair) R1_ALWAYS {
+      return sums + ((p * tiles + t) * 2 + pair) * 4 * kTileDots;
+    };
+    const auto dots = [&](int64_t p, int part, int64_t r, int c) R1_ALWAYS {
+      return tile_dots(p, r / kTileRows, c / 2) + (2 * part + c % 2) * kTileDots + 16 * (r % kTileRows);
+    };
+    const ByteResults<decltype(dots)> results{a, panels, scales, first, dots};
+    for (int64_t s = 0; s < steps; s += kReach)
+      for (int64_t p = 0; p < panels.count; ++p)
+        for (int64_t i = 0; i < 2 * tiles; ++i) {  // 32 columns of these k stay in the first cache for all rows
+          const int64_t pair = i / tiles, t = i % tiles;
+          Bytes now = b;
+          now.x += t * b.below;
+          multiply_bytes(now, a.weight.panel(panels.number[p]), f, s, std::min(steps, s + kReach), pair, i == 0,
+                         tile_dots(p, t, pair));
+          if (pair == 0 || s + kReach < steps) continue;
+          for (int64_t r = t * kTileRows; r < std::min(count, (t + 1) * kTileRows); ++r) results.template write<T>(p, r);
+        }
   }
 }
 

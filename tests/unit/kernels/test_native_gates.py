@@ -22,10 +22,10 @@ def weight(rows: int, columns: int, width: int, group: int) -> PackedWeight:
 def test_a_gated_product_is_a_product_and_a_gate(path: str, activation: str) -> None:
     bias = torch.randn(256, generator=torch.Generator().manual_seed(2))
     with native_path(path):
-        for width, group in ((4, 32), (4, 128), (8, 32), (8, 128)):
+        for width, group in ((4, 32), (4, 128), (8, 32), (8, 128), (8, 160)):  # the last: a scale by row
             packed = weight(256, 160, width, group)
             assert packed.fuses_gate == (path == "amx")
-            for rows, given in ((1, None), (5, bias), (16, None), (17, bias), (70, bias), (300, None)):
+            for rows, given in ((1, None), (3, bias), (5, bias), (16, None), (17, bias), (70, bias), (300, None)):
                 x = torch.randn(rows, 160, generator=torch.Generator().manual_seed(rows))
                 whole = ops.linear(x, packed, given)
                 want = ops.gated(activation, whole[:, :128], whole[:, 128:])
@@ -51,7 +51,7 @@ def test_a_gate_lets_gradients_through() -> None:
 def test_what_has_no_gate_is_refused() -> None:
     x, out = torch.zeros(2, 64), torch.zeros(2, 64)
     with native_path("amx"):
-        for packed in (weight(192, 64, 4, 32), PackedWeight([torch.zeros(128, 64)]), weight(128, 64, 8, 64)):
+        for packed in (weight(192, 64, 4, 32), PackedWeight([torch.zeros(128, 64)])):
             assert not packed.fuses_gate
             with pytest.raises(ValueError, match="no gate"):
                 native.library.linear(packed._native, x.data_ptr(), False, 2, 64, 0, 0, 0, out.data_ptr(), False, 64, 0)
@@ -65,7 +65,11 @@ def test_long_rows_have_the_bits_of_single_ones(path: str) -> None:
     """So long that many of them leave the second cache, and four panels share a part of each."""
     x = torch.randn(270, 9000, generator=torch.Generator().manual_seed(4))
     with native_path(path):
-        for packed in (weight(450, 9000, 4, 32), PackedWeight([torch.randn(450, 9000).bfloat16()])):
+        for packed in (
+            weight(450, 9000, 4, 32),
+            weight(450, 9000, 8, 9000),
+            PackedWeight([torch.randn(450, 9000).bfloat16()]),
+        ):
             if path in ("generic", "avx2"):
                 x = x[:40]
             whole = ops.linear(x, packed)

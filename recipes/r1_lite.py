@@ -24,6 +24,7 @@ from typing import Any
 
 from deepseek_r1.core.errors import ConfigError, DeepSeekError
 from deepseek_r1.data.tasks.families import FAMILIES, LEVELS, problems
+from deepseek_r1.data.tasks.practice import reworded, sheets
 from deepseek_r1.data.tasks.problem import answer_text, decontaminate
 from deepseek_r1.operate.runs.report import write_text
 from r1_lite_card import PUBLISHED, publish, write_card
@@ -31,13 +32,16 @@ from r1_lite_evaluation import Exam, examine_all, test_problems
 from r1_lite_report import share, verdicts, write_report
 from r1_lite_runs import read_json
 
-SFT_STEPS, RL_STEPS, CONTROL_STEPS = 560, 80, 500
+SFT_STEPS, RL_STEPS, CONTROL_STEPS = 1200, 80, 840
 EXAMPLES = {1: 260, 2: 260, 3: 180, 4: 60}
 """Training examples of each family by level, before what the test also asks is taken out."""
 
+SHEETS, REWORDED = 1500, 0.5
+"""Sheets of single steps beside them, and how often a family that can be asked in other words is."""
+
 ANSWER_TOKENS = 256
 ADAPTER = {"lora_r": 16, "lora_alpha": 32.0, "lora_targets": ["all-linear"], "lora_dropout": 0.0}
-SFT = {"method": "sft", "lr": 1e-3, "batch_tokens": 2048, "max_length": 512, "warmup": 0.03, "save_every": 20}
+SFT = {"method": "sft", "lr": 1e-3, "batch_tokens": 1024, "max_length": 512, "warmup": 0.03, "save_every": 40}
 RL = {
     "method": "grpo", "lr": 2e-4, "warmup": 0.05, "prompts": 16, "group": 8, "most_rounds": 1,
     "entropy_weight": 0.0, "answer_tokens": ANSWER_TOKENS, "save_every": 10,
@@ -57,14 +61,18 @@ def write_data(path: Path, seed: int, count: int) -> None:
     drawn = [
         problem for family in FAMILIES for level in LEVELS for problem in problems(family, level, seed, EXAMPLES[level])
     ]
-    kept, removed = decontaminate(drawn, test_problems(count))
-    random.Random(seed).shuffle(kept)
+    chance = random.Random(seed)
+    worded = [reworded(problem, chance) if chance.random() < REWORDED else problem for problem in drawn]
+    kept, removed = decontaminate(worded, test_problems(count))
+    pairs = [(problem.question, answer_text(problem)) for problem in kept] + list(sheets(seed, SHEETS))
+    chance.shuffle(pairs)
     lines = []
-    for problem in kept:
-        turns = (("user", problem.question), ("assistant", answer_text(problem)))
+    for question, answer in pairs:
+        turns = (("user", question), ("assistant", answer))
         lines.append(json.dumps({"messages": [{"role": r, "content": c} for r, c in turns]}) + "\n")
     text = "".join(lines)
-    done = {"examples": len(kept), "removed_because_tested": removed, "drawn_of_each_family_by_level": EXAMPLES}
+    done = {"examples": len(pairs), "sheets_of_steps": SHEETS, "removed_because_tested": removed}
+    done |= {"drawn_of_each_family_by_level": EXAMPLES, "share_asked_in_other_words": REWORDED}
     done["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     write_text(path.with_name("data.json"), json.dumps(done) + "\n")
     write_text(path, text)

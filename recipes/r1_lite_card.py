@@ -85,8 +85,8 @@ All families, samples and curves: `{REPORT}`; numbers: `{EVALUATION}`.
 
 - Never trained or tuned on, and reported as such: {outside}. Where the table shows no gain there, nothing was learnt
   that carries over.
-- It knows the trained families in the words in which their problems are asked. Other words, larger numbers and other
-  languages are outside of what was tested.
+- It was tested in reasoning-gym's words. Other words (some are trained for plain arithmetic), larger numbers and
+  other languages are outside of what was tested.
 - Wrong answers look as sure as right ones, and its reasoning may be wrong where its answer is right.
 - Answers were tested up to {evaluation["answer_tokens"]} tokens.
 

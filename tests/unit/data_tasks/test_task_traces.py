@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import random
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,6 +19,7 @@ from deepseek_r1.data.tasks import columns
 from deepseek_r1.data.tasks.expressions import basic_arithmetic
 from deepseek_r1.data.tasks.families import FAMILIES, LEVELS, problems
 from deepseek_r1.data.tasks.item import Item
+from deepseek_r1.data.tasks.practice import STEPS_A_SHEET, reworded, sheets
 from deepseek_r1.data.tasks.problem import Problem, answer_text
 from deepseek_r1.data.tasks.scoring import score
 
@@ -208,3 +210,41 @@ def test_any_formula_is_reduced_to_its_value(formula: str) -> None:
 def test_what_is_no_formula_is_refused(formula: str) -> None:
     with pytest.raises(ValueError, match=r"parenthesis|missing|goes on"):
         basic_arithmetic(Item("", "", {"expression": formula}))
+
+
+def test_sheets_ask_for_steps_that_are_true() -> None:
+    drawn = list(sheets(3, 60))
+    assert drawn == list(sheets(3, 60)) and drawn != list(sheets(4, 60))
+    seen = set()
+    for question, answer in drawn:
+        title, *asked = question.split("\n")
+        opening, *lines, closing, results = answer.split("\n")
+        assert (title, opening, closing) == ("Work out each line.", "<think>", "</think>")
+        assert len(asked) == len(lines) == STEPS_A_SHEET
+        for formula, line, result in zip(asked, lines, results.split(", "), strict=True):
+            assert check_line(line)
+            times, _, rest = result.partition(" r ")
+            divisor = int(formula.split("/")[1]) if "/" in formula else 1
+            assert value(formula) == Fraction(int(times)) + Fraction(int(rest or 0), divisor)
+            assert int(rest or 0) < divisor
+            assert not re.fullmatch(r"-?7[-+*]-?\d", formula), "held out, whatever the words"
+            seen.add(re.sub(r"-?\d+", "n", formula))
+    assert {"n+n+n", "n*n+n", "n/n"} <= seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_words_ask_the_same(family: str) -> None:
+    """The answer is still the scorer's, the numbers are all there, and a seed gives the same words."""
+    drawn = list(problems(family, 2, 5, 40))
+    worded = [reworded(problem, random.Random(i)) for i, problem in enumerate(drawn)]
+    assert worded == [reworded(problem, random.Random(i)) for i, problem in enumerate(drawn)]
+    for before, after in zip(drawn, worded, strict=True):
+        assert score(after, answer_text(after)) == 1.0
+        assert (after.trace, after.answer, after.place) == (before.trace, before.answer, before.place)
+        assert "{" not in after.question or before.question == after.question
+        example = "2 × 2 × 3" in before.question
+        numbers = re.findall(r"\d+", before.question)[: 1 if example else None]
+        assert re.findall(r"\d+", after.question)[: len(numbers)] == numbers
+    changed = sum(before.question != after.question for before, after in zip(drawn, worded, strict=True))
+    own_words = family in ("countdown", "fraction_simplification", "leg_counting", "number_sorting")
+    assert changed == 0 if own_words else changed == len(drawn)

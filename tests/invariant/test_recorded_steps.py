@@ -35,7 +35,7 @@ FAMILIES = ("deepseek_v3", "deepseek_v3-plain", "deepseek_v2", "deepseek_v2-lite
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "int4", "fp32:kv_cache=int8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_replayed_step_is_the_eager_one(family: str, precision: str, models_folder: Path) -> None:
     """Four sequences, one to four of them in turn: every recording is replayed with other tokens and experts."""

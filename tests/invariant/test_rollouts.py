@@ -20,7 +20,7 @@ from deepseek_r1.models.surgery import refresh_trained, train_all
 from deepseek_r1.train.forward import hidden_states, logprobs_and_entropies, logprobs_of
 from support import tiny
 
-PRECISIONS = ("fp32", "bf16", "int8", "int4")
+PRECISIONS = ("fp32", "bf16", "int8", "int4", "int4:kv_cache=int8")
 Rollout = tuple[list[int], list[int], list[float]]
 
 

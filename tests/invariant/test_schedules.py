@@ -48,7 +48,7 @@ def test_random_schedules(decoders: dict[str, Decoder]) -> None:
     assert sum(len(o.ties) for o in seen) <= len(seen) // 10
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4", "int4:kv_cache=int8"])
 def test_random_schedules_at_other_precisions(precision: str, models_folder: Path) -> None:
     names = ("llama", "qwen3", "mistral-window", "deepseek_v3", "mixtral")
     decoders = [load_decoder(tiny.save(name, models_folder), parse_precision(precision), pack=True) for name in names]

@@ -41,7 +41,7 @@ def native_path(name: str, threads: int | None = None) -> Iterator[None]:
 
 def bits(x: Tensor) -> Tensor:
     """The bits of a float tensor, as integers: what has to be equal where the promise is one of bits."""
-    return x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    return x.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
 
 
 def awkward(*shape: int, seed: int, dtype: torch.dtype = torch.float32, specials: tuple[float, ...] = ()) -> Tensor:

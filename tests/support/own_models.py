@@ -60,8 +60,8 @@ CONFIGS = {
 }
 
 
-def made(config: ModelConfig, seed: int = 0) -> Decoder:
-    decoder = Decoder(config, DeepSeekConfig()).requires_grad_(False).eval()
+def made(config: ModelConfig, seed: int = 0, precision: DeepSeekConfig | None = None) -> Decoder:
+    decoder = Decoder(config, precision or DeepSeekConfig()).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, weight in decoder.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)

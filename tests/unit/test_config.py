@@ -294,9 +294,6 @@ def test_the_name_of_a_mixture_is_canonical(floats: dict[str, str], quantised: d
         ({"precision_mode": "mixed", "fp32_ops": "linear"}, ConfigError, "fp32_ops must be a list of texts"),
         ({"precision_mode": "mixed", "fp32_ops": ["norm"], "bf16_ops": ["norm"]}, ConfigError, "'norm' is named twice"),
         ({"precision_mode": "mixed", "fp32_ops": ["norm", "norm"]}, ConfigError, "'norm' is named twice"),
-        ({"precision_mode": "bf16", "fp32_ops": ["norm"]}, ConfigError, "use precision_mode='mixed'"),
-        ({"fp32_ops": ["norm"]}, ConfigError, "use precision_mode='mixed'"),
-        ({"precision_mode": "int8", "int8_ops": ["linear"]}, ConfigError, "use precision_mode='mixed'"),
         ({"precision_mode": "mixed", "int4_ops": ["linea"]}, ConfigError, "did you mean 'linear'"),
         ({"precision_mode": "mixed", "int4_ops": ["linear"], "int8_ops": ["linear"]}, ConfigError, "named twice"),
     ],
@@ -315,7 +312,9 @@ def test_precisions_that_are_refused(settings: dict[str, object], error: type[Ex
         ("mixed:norm=fp8", UnsupportedError),
         ("mixed:norm=int8", UnsupportedError),
         ("mixed:norm=fp32,norm=bf16", ConfigError),
-        ("fp32:norm=bf16", ConfigError),
+        ("fp32:", ConfigError),
+        ("int4:kv_cache=int4", UnsupportedError),
+        ("int8:kv_cache", ConfigError),
     ],
 )
 def test_precision_texts_that_are_refused(text: str, error: type[Exception]) -> None:

@@ -18,7 +18,7 @@ from deepseek_r1.models.formats import (
     product_of,
     quantised_format,
 )
-from deepseek_r1.models.shapes import kv_width, parameter_shapes
+from deepseek_r1.models.shapes import kv_row_bytes, parameter_shapes
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "int8": 4, "int4": 4}
 """Bytes of a plain number of an operator class. Classes whose weights are kept in 8 or 4 bits are float32 besides."""
@@ -137,7 +137,8 @@ def arena_bytes(
     if config.moe is not None:  # each token's rows stand once per chosen expert, going in and coming out
         per_token += config.moe.active * (4 * config.hidden_size + 3 * config.moe.hidden_size)
     activations = (max_step_tokens + max_concurrent) * per_token * 4
-    gathered = 2 * max(GATHER_TOKENS, length) * _row_bytes(config, precision)
+    kept = precision.dtype_of("kv_cache")
+    gathered = 2 * max(GATHER_TOKENS, length) * kv_row_bytes(config, "fp32" if kept == "int8" else kept)
     masks = max_step_tokens * length * 5
     # Guesses are verified together with the token before them; a prediction module makes one for every sequence.
     rows = max(SAMPLED_ROWS, max_concurrent * (2 if config.mtp_layers else 1))
@@ -233,7 +234,7 @@ def _matrix_bytes(rows: int, columns: int, kept: WeightFormat | int, storage: St
 
 def _row_bytes(config: ModelConfig, precision: DeepSeekConfig) -> int:
     """Bytes of one token's row in one layer."""
-    return kv_width(config) * ITEM_BYTES[precision.dtype_of("kv_cache")]
+    return kv_row_bytes(config, precision.dtype_of("kv_cache"))
 
 
 def _slots(config: ModelConfig, precision: DeepSeekConfig, context: int) -> Iterator[tuple[int, int]]:

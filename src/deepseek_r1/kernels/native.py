@@ -241,7 +241,7 @@ def join(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return out
 
 
-_STORAGE = {torch.float32: 0, torch.bfloat16: 1}
+_STORAGE = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 def row_layout(dtype: torch.dtype, heads: int, key_dim: int, value_dim: int, shared: bool) -> Any:

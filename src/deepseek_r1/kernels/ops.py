@@ -277,6 +277,18 @@ def attention(
     return reference.attention(q, k.to(q.dtype), v.to(q.dtype), scale, mask, causal)
 
 
+def int8_heads(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads x (..., D) as a cache in int8 keeps them: codes (..., D) and float32 scales (..., 1), see `reference`."""
+    return reference.int8_heads(x)
+
+
+def int8_rounded(x: Tensor) -> Tensor:
+    """Heads x (..., D) as a cache in int8 gives them back, in float32. Gradients pass straight through."""
+    codes, scale = int8_heads(x.detach())
+    rounded = codes.float() * scale
+    return x + (rounded - x.detach()) if needed(x) else rounded
+
+
 def kv_write(pool: Tensor, slots: Tensor, rows: Tensor) -> None:
     """Store rows (T, width) at slots (T,) of pool (N, S, width): slot = block * S + offset."""
     reference.kv_write(pool, slots, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -138,6 +140,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None
             mask = mask.expand(batch, -1, -1, -1).repeat_interleave(kv_heads, dim=0)
         out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, is_causal=causal, scale=scale)
     return out.reshape(batch, heads, length, value_dim)
+
+
+def int8_heads(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Heads x (..., D) -> codes (..., D) in int8 and scales (..., 1) in float32: the largest magnitude / 127.
+
+    A head that holds an infinity or a NaN has codes of zero and a scale that is NaN.
+    """
+    x = x.float()
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    finite = x.isfinite().all(-1, keepdim=True)
+    codes = torch.where(finite & (scale > 0), x / scale, 0.0).round().clamp(-127, 127).to(torch.int8)
+    return codes, torch.where(finite, scale, math.nan)
 
 
 def kv_write(pool: Tensor, slots: Tensor, rows: Tensor) -> None:

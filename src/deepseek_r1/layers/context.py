@@ -24,8 +24,9 @@ Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 class KVLayout:
     """What a layer stores per token: declared by the layer, obeyed by every context.
 
-    A row is `[k head 0 | … | v head 0 | …]`. With `shared` the values are the first `value_dim` columns of the one key
-    head (multi-head latent attention: the latent is stored once), and no v is passed or stored.
+    A row is `[k head 0 | … | v head 0 | …]`, and in int8 a float32 scale for each of these heads follows. With `shared`
+    the values are the first `value_dim` columns of the one key head (multi-head latent attention: the latent is stored
+    once), and no v is passed or stored.
 
     A layout that names a `window` is kept as a ring: a query at position i sees the keys j <= i with i - j < window,
     and, with `global_every`, those with j % global_every == 0, which every later query sees (a causal form of the
@@ -51,8 +52,18 @@ class KVLayout:
 
     @property
     def width(self) -> int:
-        """Elements stored per token."""
+        """Elements stored per token, scales included."""
+        if self.dtype is not torch.int8:
+            return self._codes
+        return -(-self._codes // 4) * 4 + 4 * self._scales
+
+    @property
+    def _codes(self) -> int:
         return self.kv_heads * (self.key_dim if self.shared else self.key_dim + self.value_dim)
+
+    @property
+    def _scales(self) -> int:
+        return self.kv_heads * (1 if self.shared else 2)
 
     @property
     def bytes_per_token(self) -> int:
@@ -73,22 +84,32 @@ class KVLayout:
 
     def rounded(self, k: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
         """k (T, kv_heads, key_dim), v (T, kv_heads, value_dim) or None when shared -> both as they are stored."""
-        k = k.to(self.dtype)
+        rounded = ops.int8_rounded if self.dtype is torch.int8 else lambda x: x.to(self.dtype)
+        k = rounded(k)
         if self.shared:
             return k, k[..., : self.value_dim]
         if v is None:
             raise ValueError("only a shared layout goes without v")
-        return k, v.to(self.dtype)
+        return k, rounded(v)
 
     def rows(self, k: Tensor, v: Tensor | None) -> Tensor:
         """k (T, kv_heads, key_dim), v (T, kv_heads, value_dim) or None when shared -> rows (T, width), rounded."""
+        if self.dtype is torch.int8:
+            heads = [ops.int8_heads(part) for part in (k, v)[: 1 if self.shared else 2] if part is not None]
+            padding = torch.zeros(len(k), -self._codes % 4, dtype=torch.int8)
+            scales = torch.cat([scale.flatten(1) for _, scale in heads], -1)
+            return torch.cat([*(codes.flatten(1) for codes, _ in heads), padding, scales.view(torch.int8)], -1)
         parts = self.rounded(k, v)
         return torch.cat([part.flatten(1) for part in (parts[:1] if self.shared else parts)], dim=-1)
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B, L, width) -> views k (B, kv_heads, L, key_dim), v (B, kv_heads, L, value_dim)."""
+        """Rows (B, L, width) -> k (B, kv_heads, L, key_dim), v (B, kv_heads, L, value_dim)."""
         batch, length, _ = rows.shape
         keys = self.kv_heads * self.key_dim
+        if self.dtype is torch.int8:
+            scales = rows[..., -4 * self._scales :].contiguous().view(torch.float32)
+            widths = [self.key_dim] * self.kv_heads + [self.value_dim] * (self._scales - self.kv_heads)
+            rows = rows[..., : self._codes].float() * scales.repeat_interleave(torch.tensor(widths), -1)
         k = rows[..., :keys].view(batch, length, self.kv_heads, self.key_dim).transpose(1, 2)
         if self.shared:
             return k, k[..., : self.value_dim]

@@ -31,7 +31,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32, 
 
 def kv_layout(config: ModelConfig, precision: DeepSeekConfig, layer: int) -> KVLayout:
     """What this layer caches per token: keys and values, or a latent; for good, or in a ring."""
-    dtype = DTYPES[precision.dtype_of("kv_cache")]
+    kept = precision.dtype_of("kv_cache")
+    dtype = torch.int8 if kept == "int8" else DTYPES[kept]
     if config.mla is not None:
         rank = config.mla.kv_rank
         layout = KVLayout(1, rank + config.mla.rope_dim, rank, dtype, shared=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from deepseek_r1.config.precision import DeepSeekConfig
+from deepseek_r1.config.precision import DeepSeekConfig, parse_precision
 from deepseek_r1.kernels.built import path_name
 from deepseek_r1.models.checkpoint import fp8
 from deepseek_r1.models.checkpoint.base import Checkpoint, TensorInfo
@@ -125,7 +125,7 @@ def resolve(precision: DeepSeekConfig, checkpoint: Checkpoint, *, bf16: bool) ->
     """`precision`, with "auto" replaced by the mode that comes nearest to how the checkpoint stores its weights.
 
     4 to 6 bits make "int4", Q8_0 and FP8 "int8", the others "bf16", or "fp32" where there are no `bf16` kernels. What
-    most weights are decides.
+    most weights are decides. Classes that `precision` names do as named.
     """
     if precision.precision_mode != "auto":
         return precision
@@ -139,7 +139,8 @@ def resolve(precision: DeepSeekConfig, checkpoint: Checkpoint, *, bf16: bool) ->
         if name not in ("embedding.weight", "lm_head.weight"):
             mode = "int4" if four else "int8" if stored in ("Q8_0", fp8.DTYPE) else plain
             votes[mode] += math.prod(shape)
-    return DeepSeekConfig(max(votes, key=lambda mode: votes[mode]))
+    mode = max(votes, key=lambda mode: votes[mode])
+    return parse_precision(precision.name.replace("auto", mode, 1))
 
 
 def packed_bytes(rows: int, columns: int, form: WeightFormat | int) -> int:

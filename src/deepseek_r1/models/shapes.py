@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from deepseek_r1.config.precision import Dtype
 from deepseek_r1.models.config import DeltaConfig, MLAConfig, ModelConfig, MoEConfig
 
 Shapes = dict[str, tuple[int, ...]]
@@ -46,11 +47,15 @@ def active_count(config: ModelConfig) -> int:
     return active
 
 
-def kv_width(config: ModelConfig) -> int:
-    """Elements that one layer caches per token: keys and values, or the latent of latent attention."""
+def kv_row_bytes(config: ModelConfig, dtype: Dtype) -> int:
+    """Bytes that one layer caches per token: keys and values, or the latent of latent attention (see `KVLayout`)."""
     if config.mla is not None:
-        return config.mla.kv_rank + config.mla.rope_dim
-    return 2 * config.kv_heads * config.head_dim
+        width, heads = config.mla.kv_rank + config.mla.rope_dim, 1
+    else:
+        width, heads = 2 * config.kv_heads * config.head_dim, 2 * config.kv_heads
+    if dtype == "int8":
+        return -(-width // 4) * 4 + 4 * heads
+    return width * (4 if dtype == "fp32" else 2)
 
 
 def _layer(config: ModelConfig, layer: int, prefix: str) -> Shapes:

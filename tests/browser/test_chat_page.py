@@ -352,7 +352,10 @@ def test_a_choice_of_models_by_name_and_keyboard(browser: Any, server: FakeServe
                 if f"Bearer key{number}" in server.authorizations:
                     break
                 page.wait_for_timeout(50)
-            page.wait_for_timeout(100)
+            page.wait_for_function(
+                "wanted => [...document.querySelectorAll('#models option')].map(o => o.innerText).join() === wanted",
+                arg=",".join(models),
+            )
             assert (page.locator("#models option").all_inner_texts(), choice.input_value()) == (models, chosen)
             ask_and_wait(page, "hello")
             assert server.requests[-1]["model"] == chosen

@@ -28,15 +28,6 @@ constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepBytes = 4 * kTileBytes;  // of 32 k and a panel's 64 columns
 constexpr int kRowExponent = 100;   // a prepared row's largest value is 2^100 to 2^101
 
-// Asks for what follows a line of a panel by 8 to 16 KiB, each line once. Lines of two pages are asked for in turns: the
-// processor follows a few lines ahead in each page that it sees being read, and so has twice as many on their way.
-R1_INLINE void fetch_codes(const uint8_t* line) {
-  constexpr uintptr_t kPage = 4096;
-  const auto at = reinterpret_cast<uintptr_t>(line), number = at / 64 % (2 * kPage / 64);
-  const uintptr_t next = at / (2 * kPage) * (2 * kPage) + 2 * kPage + number % 2 * kPage + number / 2 * 64;
-  _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
-}
-
 // Where row r of prepared rows begins: row by row, or in tiles of 16 rows, of which two take turns (see row_step).
 R1_INLINE int64_t row_place(int64_t r, int64_t row_bytes, bool tiled) {
   if (!tiled) return r * row_bytes;

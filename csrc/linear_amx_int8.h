@@ -16,8 +16,19 @@ namespace R1_PATH {
 constexpr int64_t kStepK = 64;       // k of a tile of bytes
 constexpr int64_t kPart = 1024;      // bytes of one
 constexpr int64_t kFewRows = 4;      // below, VNNI reads the weights faster
-constexpr int64_t kReach = 512 / kStepK;  // steps that are gone through for all rows and columns
+// Steps that are gone through for all rows and columns: 32 columns of them stay in the first cache; of few rows as much as
+// fetch_codes asks for ahead, so that each pass can ask for its share.
+constexpr int64_t kReach = 512 / kStepK, kNearReach = 2, kNearTiles = 2;
 constexpr float kLargest16 = 32512.0f;  // 127 * 256: high is at most 127
+
+// Asks for what follows a line of a panel by 8 to 16 KiB, each line once. Lines of two pages are asked for in turns: the
+// processor follows a few lines ahead in each page that it sees being read, and so has twice as many on their way.
+R1_INLINE void fetch_codes(const uint8_t* line) {
+  constexpr uintptr_t kPage = 4096;
+  const auto at = reinterpret_cast<uintptr_t>(line), number = at / 64 % (2 * kPage / 64);
+  const uintptr_t next = at / (2 * kPage) * (2 * kPage) + 2 * kPage + number % 2 * kPage + number / 2 * 64;
+  _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+}
 
 // Prepared rows: in tiles, 16 rows' high bytes of 64 k and then their low bytes; else row by row, k high bytes, k low ones.
 struct Bytes {
@@ -92,7 +103,7 @@ void few_rows(const Bytes& b, const uint8_t* panel, const Format& f, int64_t k, 
     for (int unit = 0; unit < kStepK / 4; ++unit, w += kUnit) {
       __m512i v[4];
       for (int c = 0; c < 4; ++c) v[c] = _mm512_load_si512(w + 64 * c);
-      fetch<true>(w);
+      for (int i = 0; i < 4; ++i) fetch_codes(w + 64 * i);
       for (int r = 0; r < 2 * ROWS; ++r) {
         const __m512i four = broadcast(x + r / 2 * b.stride + r % 2 * b.low + 4 * unit);
         for (int c = 0; c < 4; ++c) sum[r][c] = _mm512_dpbusd_epi32(sum[r][c], v[c], four);
@@ -106,9 +117,10 @@ void few_rows(const Bytes& b, const uint8_t* panel, const Format& f, int64_t k, 
 // Sums are kept by tiles: (row tiles, 2 pairs of 16 columns, high and low, 2, 16 rows, 16 columns).
 constexpr int64_t kTileDots = 256;
 
-// 16 rows' high and low bytes by two times 16 columns: registers 0 to 3.
+// 16 rows' high and low bytes by two times 16 columns: registers 0 to 3. Pass number `pass` over these steps asks for its
+// `asks` times 4 of each step's 64 lines ahead.
 R1_INLINE void multiply_bytes(const Bytes& b, const uint8_t* panel, const Format& f, int64_t first, int64_t last, int c,
-                              bool ahead, int32_t* dots) {
+                              int64_t pass, int64_t asks, int32_t* dots) {
   if (first == 0) {
     R1_TILE_LOAD(0, kZeros, 64); R1_TILE_LOAD(1, kZeros, 64); R1_TILE_LOAD(2, kZeros, 64); R1_TILE_LOAD(3, kZeros, 64);
   } else {
@@ -118,12 +130,17 @@ R1_INLINE void multiply_bytes(const Bytes& b, const uint8_t* panel, const Format
   for (int64_t s = first; s < last; ++s) {
     const uint8_t* w = codes_of(panel, f, s) + 128 * c;
     const uint8_t* x = b.x + s * b.step;
-    if (ahead)
-      for (int i = 0; i < 64; ++i) _mm_prefetch(reinterpret_cast<const char*>(w + kAhead + 64 * i), _MM_HINT_T0);
+    const auto ask = [&](int quarter) R1_ALWAYS {
+      for (int64_t i = asks * quarter; i < asks * (quarter + 1); ++i) fetch_codes(w - 128 * c + 64 * (4 * asks * pass + i));
+    };
+    ask(0);
     R1_TILE_LOAD(4, x, b.stride);
     R1_TILE_LOAD(6, w, kUnit); R1_TILE_DOT_BYTES(0, 4, 6);
+    ask(1);
     R1_TILE_LOAD(7, w + 64, kUnit); R1_TILE_DOT_BYTES(1, 4, 7);
+    ask(2);
     R1_TILE_LOAD(5, x + b.low, b.stride); R1_TILE_DOT_BYTES(2, 5, 6);
+    ask(3);
     R1_TILE_DOT_BYTES(3, 5, 7);
   }
   R1_TILE_STORE(0, dots, 64); R1_TILE_STORE(1, dots + kTileDots, 64);
@@ -206,15 +223,16 @@ void linear_bytes(const LinearArgs& a, int64_t begin, int64_t end) {
       return tile_dots(p, r / kTileRows, c / 2) + (2 * part + c % 2) * kTileDots + 16 * (r % kTileRows);
     };
     const ByteResults<decltype(dots)> results{a, panels, scales, first, dots};
-    for (int64_t s = 0; s < steps; s += kReach)
+    const int64_t reach = tiles <= kNearTiles ? kNearReach : kReach, passes = 2 * tiles, asks = (16 + passes - 1) / passes;
+    for (int64_t s = 0; s < steps; s += reach)
       for (int64_t p = 0; p < panels.count; ++p)
-        for (int64_t i = 0; i < 2 * tiles; ++i) {  // 32 columns of these k stay in the first cache for all rows
+        for (int64_t i = 0; i < passes; ++i) {  // 32 columns of these k stay in the first cache for all rows
           const int64_t pair = i / tiles, t = i % tiles;
           Bytes now = b;
           now.x += t * b.below;
-          multiply_bytes(now, a.weight.panel(panels.number[p]), f, s, std::min(steps, s + kReach), pair, i == 0,
+          multiply_bytes(now, a.weight.panel(panels.number[p]), f, s, std::min(steps, s + reach), pair, i, i * asks < 16 ? asks : 0,
                          tile_dots(p, t, pair));
-          if (pair == 0 || s + kReach < steps) continue;
+          if (pair == 0 || s + reach < steps) continue;
           for (int64_t r = t * kTileRows; r < std::min(count, (t + 1) * kTileRows); ++r) results.template write<T>(p, r);
         }
   }

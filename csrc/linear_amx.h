@@ -20,8 +20,9 @@
 namespace r1 {
 namespace R1_PATH {
 
-// k that are gone through for all rows: of few rows in the second cache, else so that 32 columns stay in the first.
-constexpr int64_t kChunk = 1536, kNearChunk = 256;
+// k that are gone through for all rows: 32 columns of them stay in the first cache; of few rows so few that all of it does,
+// which also brings expanding (and what it asks for ahead) closer to multiplying.
+constexpr int64_t kChunk = 256, kFewChunk = 128;
 constexpr int64_t kFewTiles = 4;
 constexpr int64_t kFarAhead = 16384;  // bytes between what is read of a panel and what is prefetched
 constexpr int64_t kTileBytes = 1024;
@@ -239,7 +240,7 @@ template <class Done, class Soon>
 R1_INLINE void wide_item(const Operands& o, const Weight& w, const Panels& panels, int64_t k, Expand expand, float power,
                          uint8_t* expanded, int64_t tiles, float* sums, Soon soon, Done done) {
   Operands now = o;
-  const int64_t chunk = tiles > kFewTiles ? kNearChunk : kChunk;
+  const int64_t chunk = tiles > kFewTiles ? kChunk : kFewChunk;
   for (int64_t at = 0; at < k; at += chunk) {
     const int64_t part = std::min(chunk, k - at), steps = part / kTileK;
     const bool first = at == 0, last = at + part == k;

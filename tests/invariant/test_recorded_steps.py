@@ -73,7 +73,7 @@ def test_a_replayed_full_step_is_the_eager_one(precision: str, models_folder: Pa
     """Two prompts in pieces of 96 tokens, shared out in other ways each time, with a sequence that decodes beside."""
     decoder = load_decoder(tiny.save("llama", models_folder), parse_precision(precision), pack=True)
     cache, eager_cache = (KVCache(decoder.layouts, 90, 4) for _ in range(2))
-    steps = RecordedSteps(decoder, cache, Arena(), full=96)
+    steps = RecordedSteps(decoder, cache, Arena(), full=(96,))
     rng = random.Random(7)
     lengths = [0, 0]
     for first in (96, 95, 40, 1, 60):

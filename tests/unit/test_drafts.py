@@ -203,7 +203,7 @@ def test_guesses_share_the_rows_and_tokens_that_are_left(sequences: int, budget:
     """12 rows of logits in all."""
     scheduler = Scheduler(BlockPool(64, 4), 16, 128, sampled_rows=12)
     running(scheduler, [6] * sequences, 10)
-    scheduler.max_step_tokens = budget
+    scheduler.budgets = (budget, budget)
     work = scheduler.schedule()
     assert drafted(work) == [each] * min(sequences, budget)
     assert sum(item.count for item in work) <= budget
@@ -219,7 +219,7 @@ def test_guesses_take_no_other_request_s_blocks_or_tokens() -> None:
     assert (len(first.blocks), len(second.blocks)) == (2, 1)
     scheduler = Scheduler(BlockPool(64, 4), 4, 64, sampled_rows=12)
     running(scheduler, [3], 4)
-    scheduler.max_step_tokens = 12
+    scheduler.budgets = (12, 12)
     request = GenerateRequest("new", list(range(900, 909)), SamplingParams(5))
     scheduler.waiting.append(Sequence(request, [], frozenset(), b"", 4))
     assert [(item.count, len(item.drafts)) for item in scheduler.schedule()] == [(3, 2), (9, 0)]

@@ -25,6 +25,8 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.reached = 0
+        """Blocks below this one have been in use."""
         self._references = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
@@ -62,6 +64,7 @@ class BlockPool:
                 del self._by_hash[stale]
             self._hashes[block] = None
         self._references[block] = 1
+        self.reached = max(self.reached, block + 1)
         return block
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:

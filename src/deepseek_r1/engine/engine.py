@@ -9,8 +9,9 @@ from collections.abc import Sequence as Items
 from deepseek_r1.config.speculation import Speculation
 from deepseek_r1.core.errors import RequestError
 from deepseek_r1.engine.block_pool import BlockPool
-from deepseek_r1.engine.memory import SAMPLED_ROWS
+from deepseek_r1.engine.memory import MAX_STEP_TOKENS, SAMPLED_ROWS
 from deepseek_r1.engine.paged import KVCache
+from deepseek_r1.engine.populate import Populate
 from deepseek_r1.engine.request import EngineStats, ExpertLoad, GenerateRequest, TokenOutput
 from deepseek_r1.engine.runner import Computed, Runner
 from deepseek_r1.engine.scheduler import Scheduler
@@ -36,7 +37,7 @@ class Engine:
         num_blocks: int,
         block_size: int = 16,
         max_concurrent: int = 32,
-        max_step_tokens: int = 256,
+        max_step_tokens: int = MAX_STEP_TOKENS,
         max_length: int | None = None,
         weights_version: str = "0",
         weights_bytes: int = 0,
@@ -56,7 +57,10 @@ class Engine:
             sampled_rows=2 * max_concurrent if speculative == "mtp" else SAMPLED_ROWS,
             share_prefixes=not cache.has_slot_state,
         )
-        self.runner = Runner(decoder, cache, speculative, max_step_tokens)
+        self.runner = Runner(decoder, cache, speculative, self.scheduler.budgets)
+        shared = [pool for pool in cache.pools.values() if pool.shape[:2] == (num_blocks, block_size)]
+        self._populate = Populate(shared)
+        self._populate.reach(0)
         self.block_size = block_size
         self.kv_blocks = num_blocks
         self.kv_bytes = cache.nbytes
@@ -156,6 +160,7 @@ class Engine:
         work = self.scheduler.schedule()
         if not work:
             return []
+        self._populate.reach(self.scheduler.pool.reached)
         done = self.runner.run(work)
         outputs = self._take_in(done, self.runner.sample(done))
         self._counts["steps"] += 1

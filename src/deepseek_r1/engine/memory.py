@@ -24,7 +24,7 @@ ITEM_BYTES = {"fp32": 4, "bf16": 2, "int8": 4, "int4": 4}
 """Bytes of a plain number of an operator class. Classes whose weights are kept in 8 or 4 bits are float32 besides."""
 
 BLOCK_SIZE = 16
-MAX_STEP_TOKENS = 256
+MAX_STEP_TOKENS = 512
 GATHER_TOKENS = 8192
 """Key positions gathered at once for decoding: bounds the arena, and keeps the gathered rows near the caches."""
 

@@ -31,14 +31,14 @@ class RecordedSteps:
     be replayed, once that has turned out: some operator has no native kernel.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, arena: Arena, full: int = 0) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, arena: Arena, full: Items[int] = ()) -> None:
         self.full = full
         self.unable: str | None = "rings and states have no native kernel" if cache.has_slot_state else None
         self._decoder = decoder
         self._cache = cache
         self._arena = arena
         self._recordings: dict[tuple[int, bool, tuple[Segment, ...]], Recording] = {}
-        self._most = max(MOST_TOKENS, full)
+        self._most = max((MOST_TOKENS, *full))
         self._ids = torch.zeros(self._most, dtype=torch.int64)
         self._positions = torch.zeros(self._most, dtype=torch.int64)
         self._spans = self._make_spans(1024)

@@ -40,7 +40,7 @@ class Computed:
 
 
 class Runner:
-    """The decoder with its KV cache. Steps of `max_step_tokens`, which a long prompt consists of, are recorded.
+    """The decoder with its KV cache. Steps of `full` tokens, which a long prompt consists of, are recorded.
 
     With `speculative` tokens are guessed ahead, by the first prediction module or from the request's own text. A guess
     is computed together with the token before it and kept if it is what sampling chooses there: since a token's random
@@ -49,14 +49,14 @@ class Runner:
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, speculative: Speculation = "off", max_step_tokens: int = 0
+        self, decoder: Decoder, cache: KVCache, speculative: Speculation = "off", full: Items[int] = ()
     ) -> None:
         check_speculation(speculative, modules=len(decoder.mtp), slot_state=cache.has_slot_state)
         self.decoder = decoder
         self.cache = cache
         self.speculative = speculative
         self._arena = Arena()
-        self._recorded = RecordedSteps(decoder, cache, self._arena, max_step_tokens) if ops.NATIVE else None
+        self._recorded = RecordedSteps(decoder, cache, self._arena, full) if ops.NATIVE else None
 
     @torch.inference_mode()
     def run(self, work: Items[Work]) -> Computed:
@@ -75,7 +75,7 @@ class Runner:
         if recorded is not None and recorded.unable is None:
             if decodes and len(ids) <= MOST_TOKENS:
                 return Computed(work, *recorded.run(ids, spans, segments))
-            if len(ids) == recorded.full:
+            if len(ids) in recorded.full:
                 return Computed(work, *recorded.run(ids, spans, segments, logits=False))
         paged = Paged(self.cache, spans)
         with using(self._arena):

@@ -38,6 +38,9 @@ class Work:
 class Scheduler:
     """First come, first served. Decoding goes before prefill; prefill takes what is left of the token budget.
 
+    A step has up to `max_step_tokens`, half of them while someone waits for a next token: a larger step makes a prompt
+    faster, and every stream beside it slower.
+
     Every running sequence holds a slot. Guesses come last: a step computes at most `sampled_rows` rows of logits with
     them. Without `share_prefixes` no block is found again by its hash.
     """
@@ -55,7 +58,7 @@ class Scheduler:
         self.slots = SlotPool(max_concurrent)
         self.share_prefixes = share_prefixes
         self.max_concurrent = max_concurrent
-        self.max_step_tokens = max_step_tokens
+        self.budgets = (max_step_tokens, max(1, max_step_tokens // 2))
         self.sampled_rows = sampled_rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -64,7 +67,8 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work, with blocks reserved for all of it. Empty only when there is nothing to do."""
         work: list[Work] = []
-        budget = self.max_step_tokens
+        decoding = sum(len(sequence.tokens) - sequence.computed == 1 for sequence in self.running)
+        budget = max(self.budgets[1], min(decoding, self.budgets[0])) if decoding else self.budgets[0]
         preemptions = self.preemptions
         # Decoding first: a token that someone is watching for is never held up by another one's prompt.
         for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):

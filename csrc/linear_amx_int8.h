@@ -30,13 +30,16 @@ R1_INLINE void fetch_codes(const uint8_t* line) {
   _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
 }
 
-// Prepared rows: in tiles, 16 rows' high bytes of 64 k and then their low bytes; else row by row, k high bytes, k low ones.
+// Prepared rows: in tiles, 16 rows' high bytes of 64 k and then their low bytes (of up to 8 rows in all, both in one tile);
+// else row by row, k high bytes, k low ones.
 struct Bytes {
   const uint8_t* x;
   int64_t stride, step, low, below;  // bytes to the next row, the next 64 k, the low bytes, the next 16 rows
 };
-R1_INLINE Bytes bytes_of(const void* x, int64_t first, int64_t k, bool tiled) {
+R1_INLINE bool in_one_tile(int64_t m, bool tiled) { return tiled && m <= kTileRows / 2; }
+R1_INLINE Bytes bytes_of(const void* x, int64_t m, int64_t first, int64_t k, bool tiled) {
   const auto* p = static_cast<const uint8_t*>(x);
+  if (in_one_tile(m, tiled)) return {p + first * 64, 64, kPart, kPart / 2, 0};
   if (tiled) return {p + first * 2 * k, 64, 2 * kPart, kPart, kTileRows * 2 * k};
   return {p + first * 2 * k, 2 * k, 64, k, kTileRows * 2 * k};
 }
@@ -76,7 +79,7 @@ R1_INLINE void split_row(const T* x, int64_t count, int64_t padded, uint8_t* hig
 template <class T>
 R1_INLINE void split_rows(const PrepareArgs& a, int64_t begin, int64_t end) {
   const int64_t k = a.format.padded_k(a.k);
-  const Bytes b = bytes_of(a.codes, 0, k, a.tiled);
+  const Bytes b = bytes_of(a.codes, a.m, 0, k, a.tiled);
   for (int64_t row = begin; row < end; ++row) {
     auto* high = const_cast<uint8_t*>(b.x) + row / kTileRows * b.below + row % kTileRows * b.stride;
     split_row(static_cast<const T*>(a.x) + row * a.ldx, a.k, k, high, high + b.low, b.step, a.act + 2 * row);
@@ -147,6 +150,28 @@ R1_INLINE void multiply_bytes(const Bytes& b, const uint8_t* panel, const Format
   R1_TILE_STORE(2, dots + 2 * kTileDots, 64); R1_TILE_STORE(3, dots + 3 * kTileDots, 64);
 }
 
+// Up to 8 rows, (high, low) of all in one tile, with a panel: dots (4 times 16 columns, 8 high and 8 low sums, 16).
+inline void multiply_eight(const Bytes& b, const uint8_t* panel, const Format& f, int64_t steps, int32_t* dots) {
+  R1_TILE_LOAD(0, kZeros, 64); R1_TILE_LOAD(1, kZeros, 64); R1_TILE_LOAD(2, kZeros, 64); R1_TILE_LOAD(3, kZeros, 64);
+  for (int64_t s = 0; s < steps; ++s) {
+    const uint8_t* w = codes_of(panel, f, s);
+    const auto ask = [&](int quarter) R1_ALWAYS {
+      for (int i = 16 * quarter; i < 16 * quarter + 16; ++i) fetch_codes(w + 64 * i);
+    };
+    R1_TILE_LOAD(4, b.x + s * b.step, b.stride);
+    ask(0);
+    R1_TILE_LOAD(5, w, kUnit); R1_TILE_DOT_BYTES(0, 4, 5);
+    ask(1);
+    R1_TILE_LOAD(6, w + 64, kUnit); R1_TILE_DOT_BYTES(1, 4, 6);
+    ask(2);
+    R1_TILE_LOAD(7, w + 128, kUnit); R1_TILE_DOT_BYTES(2, 4, 7);
+    ask(3);
+    R1_TILE_LOAD(5, w + 192, kUnit); R1_TILE_DOT_BYTES(3, 4, 5);
+  }
+  R1_TILE_STORE(0, dots, 64); R1_TILE_STORE(1, dots + kTileDots, 64);
+  R1_TILE_STORE(2, dots + 2 * kTileDots, 64); R1_TILE_STORE(3, dots + 3 * kTileDots, 64);
+}
+
 R1_INLINE f32x16 gate_of(const LinearArgs& a, f32x16 x) {
   return a.gate == static_cast<int32_t>(Gate::silu) ? silu(x) : gelu_tanh(x);
 }
@@ -196,7 +221,7 @@ void linear_bytes(const LinearArgs& a, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const Panels panels = panels_of(a, item / blocks);
     const int64_t first = item % blocks * rows, count = std::min(rows, a.m - first);
-    const Bytes b = bytes_of(a.x, first, f.padded_k(a.weight.k), a.tiled);
+    const Bytes b = bytes_of(a.x, a.m, first, f.padded_k(a.weight.k), a.tiled);
     f32x16 scales[4][4];
     for (int64_t p = 0; p < panels.count; ++p)
       for (int c = 0; c < 4; ++c) {
@@ -211,6 +236,17 @@ void linear_bytes(const LinearArgs& a, int64_t begin, int64_t end) {
       for (int64_t p = 0; p < panels.count; ++p) {
         (count == 1 ? few_rows<1> : count == 2 ? few_rows<2> : few_rows<3>)(b, a.weight.panel(panels.number[p]), f,
                                                                             steps * kStepK, dots(p, 0, 0, 0));
+        for (int64_t r = 0; r < count; ++r) results.template write<T>(p, r);
+      }
+      continue;
+    }
+    if (in_one_tile(a.m, a.tiled)) {
+      const auto dots = [&](int64_t p, int part, int64_t r, int c) R1_ALWAYS {
+        return sums + (4 * p + c) * kTileDots + 16 * (8 * part + r);
+      };
+      const ByteResults<decltype(dots)> results{a, panels, scales, first, dots};
+      for (int64_t p = 0; p < panels.count; ++p) {
+        multiply_eight(b, a.weight.panel(panels.number[p]), f, steps, dots(p, 0, 0, 0));
         for (int64_t r = 0; r < count; ++r) results.template write<T>(p, r);
       }
       continue;

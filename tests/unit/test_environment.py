@@ -5,6 +5,7 @@ import logging
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,9 @@ def test_cpu_of_x86_and_arm(tmp_path: Path) -> None:
 
 
 def test_pss_counts_what_is_touched() -> None:
+    for thread in threading.enumerate():  # an engine of another test may still be making room
+        if thread.name == "populate":
+            thread.join()
     before = environment.process_pss(os.getpid())
     # A mapping of its own: a large process may hold freed memory that anything else would be given again.
     block = mmap.mmap(-1, 64 << 20)

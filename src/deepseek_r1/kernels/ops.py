@@ -26,6 +26,7 @@ from deepseek_r1.kernels.native import set_threads as set_threads
 from deepseek_r1.kernels.native import threads as threads
 from deepseek_r1.kernels.packed import LAYOUT_VERSION as LAYOUT_VERSION
 from deepseek_r1.kernels.packed import PackedWeight as PackedWeight
+from deepseek_r1.kernels.reference import int8_heads as int8_heads
 from deepseek_r1.kernels.sampling import Filter as Filter
 from deepseek_r1.kernels.spans import Spans
 
@@ -275,11 +276,6 @@ def attention(
     `mask` is boolean (True = attend) and broadcasts to (B, 1, L_q, L). `causal` needs L_q = L.
     """
     return reference.attention(q, k.to(q.dtype), v.to(q.dtype), scale, mask, causal)
-
-
-def int8_heads(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Heads x (..., D) as a cache in int8 keeps them: codes (..., D) and float32 scales (..., 1), see `reference`."""
-    return reference.int8_heads(x)
 
 
 def int8_rounded(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from deepseek_r1.data.tasks.families import FAMILIES, OUTSIDE
 from deepseek_r1.models.adapters import CONFIG_FILE, WEIGHTS_FILE
 from deepseek_r1.operate.runs.as_markdown import table as markdown_table
 from deepseek_r1.operate.runs.report import write_text
-from r1_lite_evaluation import EVALUATION, OUTSIDE_GROUP, TRAINED_GROUP
+from r1_lite_evaluation import EVALUATION, OUTSIDE_GROUP, RUNS, TRAINED_GROUP, best_run
 from r1_lite_report import GRADING, read_evaluation, times, totals_table, verdicts
 from r1_lite_runs import file_digest, read_json
 
@@ -44,7 +44,10 @@ def card(evaluations: Sequence[dict[str, Any]]) -> str:
     took = ", ".join(
         f"{name} {run['steps']:,} steps in {run['seconds'] / 60:.0f} minutes" for name, run in runs.items()
     )
-    digest = runs["rl"]["adapter_sha256"] if "rl" in runs else "not made yet"
+    best = best_run(evaluation)
+    digest = "not made yet" if best is None else runs[best]["adapter_sha256"]
+    names = {name: f"`{name}`{', this adapter' if name == best else ''}" for name in RUNS}
+    later = "" if "control" in runs else " (not run yet)"
     command = f"make r1-lite ARGS='--seed {evaluation['seed']} --scale {evaluation['scale']:g}'"
     return f"""---
 base_model: {BASE}
@@ -62,9 +65,12 @@ It shows a whole pipeline on two cores of a CPU; it is no general assistant.
 
 ## How it was made
 
-1. Cold start (`sft`): supervised steps on problems whose reasoning our own code derives step by step.
-2. Rewards (`rl`, this adapter): GRPO from there on problems whose answers can be checked, in two stages.
-3. Control: more of the first in place of the second, for as long{"" if "control" in runs else " (not run yet)"}.
+1. Cold start ({names["sft"]}): supervised steps on problems whose reasoning our own code derives step by step.
+2. Rewards ({names["rl"]}): GRPO from there on problems whose answers can be checked, in two stages.
+3. Control ({names["control"]}): more of the first in place of the second, for as long{later}.
+
+Published is the run that answered most problems of the trained families right. It was chosen by the very figures
+below, which flatters it a little.
 
 Base as trained on: `{evaluation["base"]}`. Took: {took or "nothing yet"}. Kernels: `{evaluation["path"]}`.
 SHA-256 of `{WEIGHTS_FILE}`: `{digest}`.
@@ -106,17 +112,17 @@ version of torch, from commit `{evaluation["commit"]}`. Settings: `{RECIPE}`.
 
 
 def publish(out: Path, to: Path) -> Path:
-    """Put the adapter of the rewards into the folder `to`, with card, report, evaluation and settings.
+    """Put the best run's adapter into the folder `to`, with card, report, evaluation and settings.
 
     The folder appears as a whole, in place of an earlier one. Raises `ConfigError` for an adapter of 10 MB or more, one
     that is not the one evaluated, an evaluation that lacks a policy or has too few problems, a report of another
     evaluation, and a folder `to` that holds something else.
     """
     evaluation = read_evaluation(out)
-    result = out / "rl" / "result"
     _refuse_incomplete(evaluation)
-    _refuse_other_adapter(evaluation, result / WEIGHTS_FILE)
-    digest = evaluation["runs"]["rl"]["adapter_sha256"]
+    best = best_run(evaluation) or "rl"
+    result, digest = out / best / "result", evaluation["runs"][best]["adapter_sha256"]
+    _refuse_other_adapter(digest, result / WEIGHTS_FILE)
     for name in (CARD, REPORT):
         path = out / name
         if not path.exists() or digest not in path.read_text(encoding="utf-8"):
@@ -173,8 +179,8 @@ def _refuse_incomplete(evaluation: dict[str, Any]) -> None:
                 raise ConfigError(f"{policy} is evaluated on {found[0]} problems of {group} only", remedy=remedy)
 
 
-def _refuse_other_adapter(evaluation: dict[str, Any], weights: Path) -> None:
-    if not weights.exists() or file_digest(weights) != evaluation["runs"]["rl"]["adapter_sha256"]:
+def _refuse_other_adapter(digest: str, weights: Path) -> None:
+    if not weights.exists() or file_digest(weights) != digest:
         raise ConfigError(f"{weights} is not the adapter that was evaluated", remedy="run --only evaluate again")
     if (size := weights.stat().st_size) >= TOO_LARGE:
         raise ConfigError(

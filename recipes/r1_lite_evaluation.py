@@ -37,6 +37,17 @@ TEST_SEED, TEST_LEVELS = 77_000, (1, 2)
 EVALUATION = "evaluation.json"
 
 
+def best_run(evaluation: Mapping[str, Any]) -> str | None:
+    """The run that answers most of the trained families' problems right, of equals the earlier; None before one is."""
+    means = {
+        total["name"]: total["mean"]
+        for total in evaluation["totals"]
+        if (total["group"], total["level"]) == (TRAINED_GROUP, None)
+    }
+    examined = [name for name in RUNS if name in evaluation["runs"] and name in means]
+    return max(examined, key=means.__getitem__, default=None)
+
+
 @dataclass(frozen=True)
 class Exam:
     """What all policies of a folder are asked alike."""

@@ -32,7 +32,7 @@ def test_the_report_holds_the_numbers(made: Path) -> None:
             low, high = 100 * total["low"], 100 * total["high"]
             assert f"{100 * total['mean']:.1f} % ({low:.1f} to {high:.1f}, n={total['n']})" in text
         assert "| rl | 1 | 12.3 % (10.0 to 20.0, n=12) |" in text
-        assert "RL does not beat the SFT-only control" in text and found["runs"]["rl"]["adapter_sha256"] in text
+        assert "RL does not beat the SFT-only control" in text and found["runs"][best(made)]["adapter_sha256"] in text
         assert all(family in text for family in OUTSIDE)
     report = (made / "report.md").read_text()
     for name in ("totals", "sft-loss", "rl-pass-rate", "rl-reward", "control-loss"):
@@ -42,6 +42,33 @@ def test_the_report_holds_the_numbers(made: Path) -> None:
     assert page.count("<svg") == 5 and "<script" not in page and "12.3 % (10.0 to 20.0, n=12)" in page
     assert report.count("Right is") == 4 * 3
     assert (made / "README.md").read_text().startswith("---\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n")
+
+
+def best(folder: Path) -> str:
+    """The run that gets most of the trained families right; of equals the one made first."""
+    total = {
+        found["name"]: found["mean"]
+        for found in evaluation(folder)["totals"]
+        if found["group"] == "trained families" and found["level"] is None
+    }
+    return max(("sft", "rl", "control"), key=lambda name: total[name])
+
+
+@pytest.mark.parametrize("winner", ["sft", "rl", "control"])
+def test_the_best_run_is_the_one_published(winner: str, made: Path, tmp_path: Path) -> None:
+    found = evaluation(made)
+    for total in found["totals"]:
+        # What is outside, and a single level, doesn't count.
+        counts = total["group"] == "trained families" and total["level"] is None
+        total["mean"] = 0.5 if counts and total["name"] == winner else 0.4 if counts else 0.9
+    (made / "evaluation.json").write_text(json.dumps(found))
+    assert best(made) == winner
+    assert r1_lite.main([str(made), "--only", "report"]) == 0
+    card = (made / "README.md").read_text()
+    assert card.count("this adapter)") == 1 and f"(`{winner}`, this adapter)" in card
+    to = r1_lite_card.publish(made, tmp_path / "published")
+    assert digest(to / "adapter_model.safetensors") == found["runs"][winner]["adapter_sha256"]
+    assert digest(made / winner / "result" / "adapter_model.safetensors") == found["runs"][winner]["adapter_sha256"]
 
 
 def test_samples_show_failures_too() -> None:
@@ -66,7 +93,8 @@ def test_publishing(made: Path, tmp_path: Path) -> None:
     }
     assert want <= names and {name for name in names - want if not name.endswith(".svg")} == set()
     assert [path.name for path in to.parent.iterdir()] == ["r1_lite"]
-    assert digest(to / "adapter_model.safetensors") == digest(made / "rl" / "result" / "adapter_model.safetensors")
+    weights = made / best(made) / "result" / "adapter_model.safetensors"
+    assert digest(to / "adapter_model.safetensors") == digest(weights)
     fields = json.loads((to / "adapter_config.json").read_text())
     assert fields["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert read_adapter_config(to) == read_adapter_config(made / "rl" / "result")
@@ -84,7 +112,7 @@ def test_what_is_not_published(made: Path, tmp_path: Path, monkeypatch: pytest.M
     (to / "mine.txt").write_text("x")
     assert "mine.txt is not of this model" in refused(*given)
     (to / "mine.txt").unlink()
-    weights = made / "rl" / "result" / "adapter_model.safetensors"
+    weights = made / best(made) / "result" / "adapter_model.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(r1_lite_card, "TOO_LARGE", weights.stat().st_size)
         assert "are too many" in refused(*given)

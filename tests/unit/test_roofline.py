@@ -46,7 +46,8 @@ def test_work_of_a_dense_model_by_hand(tmp_path: Path) -> None:
     linear, head, per_key = 2 * 7_504_924_672, 2 * 128_256 * 4096, 524_288
     prefill = roofline.work(llama, one("prefill:512"))
     assert prefill.operations == 512 * (linear - head) + head + per_key * 512 * 513 // 2
-    assert prefill.read == 2 * 15_009_857_536 and prefill.tokens == 512  # in two steps of 256
+    assert prefill.read == 15_009_857_536 and prefill.tokens == 512  # in one step
+    assert roofline.work(llama, one("prefill:1024")).read == 2 * prefill.read
     decode = roofline.work(llama, one("decode:4"))
     assert decode.read == 3 * 15_009_857_536 + (17 + 18 + 19) * 131_072
     assert decode.operations == 3 * linear + (17 + 18 + 19) * per_key and decode.tokens == 3

@@ -347,16 +347,11 @@ inline void tiled_item(const AttentionArgs& a, const AttentionItem& item) {
     w.position[r] = static_cast<int32_t>(r < rows ? r / group : 0);
   std::memset(w.most, 0, static_cast<size_t>(2 * lanes * kLaneRows * item.heads) * 4);
   const TileRegisters registers;
-  const auto find = [&](int64_t tile, TileRows& places) R1_ALWAYS {
-    const int64_t last = item.position + item.rows - 1;
-    find_rows(a, item, tile, seen(a, item.position, tile).low, seen(a, last, tile).high, places);
-  };
   TileRows places, next;
-  find(item.tile, next);
+  find_places(a, item, item.tile, next);
   for (int64_t tile = item.tile; tile < item.tiles_end; ++tile) {
     places = next;
-    if (tile + 1 < item.tiles_end) find(tile + 1, next);
-    else next = {};
+    find_places(a, item, tile + 1, next);
     for (int64_t h = 0; h < item.heads; ++h) tiled_head(a, item, item.head + h, tile, places, next, w);
   }
   if (item.partials != nullptr) return;

@@ -230,6 +230,15 @@ void attend_head(const AttentionArgs& a, const AttentionItem& item, int64_t head
   }
 }
 
+// The rows of a tile that any of the item's queries sees, from the first one's first key to the last one's last; none
+// behind the item's last tile.
+inline void find_places(const AttentionArgs& a, const AttentionItem& item, int64_t tile, TileRows& places) {
+  places = {};
+  if (tile >= item.tiles_end) return;
+  const int64_t last = item.position + item.rows - 1;
+  find_rows(a, item, tile, seen(a, item.position, tile).low, seen(a, last, tile).high, places);
+}
+
 template <Storage S>
 void attend_item(const AttentionArgs& a, const AttentionItem& item) {
   const int64_t group = a.heads / a.layout.heads, rows = item.rows * group, dim = a.layout.key_dim;
@@ -242,17 +251,11 @@ void attend_item(const AttentionArgs& a, const AttentionItem& item) {
         copy_row(q + (item.row + r / group) * a.q_token + of_head(h, r) * a.q_head, w.queries + (h * rows + r) * dim,
                  1.0f, dim);
   });
-  // What any of the item's queries sees: from the first one's first key to the last one's last.
-  const auto find = [&](int64_t tile, TileRows& places) R1_ALWAYS {
-    const int64_t last = item.position + item.rows - 1;
-    find_rows(a, item, tile, seen(a, item.position, tile).low, seen(a, last, tile).high, places);
-  };
   TileRows places, next;
-  find(item.tile, next);
+  find_places(a, item, item.tile, next);
   for (int64_t tile = item.tile; tile < item.tiles_end; ++tile) {
     places = next;
-    if (tile + 1 < item.tiles_end) find(tile + 1, next);
-    else next = {};
+    find_places(a, item, tile + 1, next);
     for (int64_t h = 0; h < item.heads; ++h)
       attend_head<S>(a, item, item.head + h, tile, places, next, w, w.sums + h * rows * record);
   }

@@ -1,7 +1,7 @@
 """More to learn from than reasoning-gym asks: its problems in other words, and sheets of single steps.
 
-A trace fails at its weakest step. A sheet asks for eight of them, so that a token of training meets about four times as
-many as in a whole problem; and a question that is worded in many ways teaches that the words don't matter.
+A trace fails at its weakest step. A sheet asks for eight of them and little else, where a whole problem has a long
+question and lines that only copy; and a question that is worded in many ways teaches that the words don't matter.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ ANSWER_TOKENS = 256
 ADAPTER = {"lora_r": 16, "lora_alpha": 32.0, "lora_targets": ["all-linear"], "lora_dropout": 0.0}
 SFT = {"method": "sft", "lr": 1e-3, "batch_tokens": 1024, "max_length": 512, "warmup": 0.03, "save_every": 40}
 RL = {
-    "method": "grpo", "lr": 2e-4, "warmup": 0.05, "prompts": 16, "group": 8, "most_rounds": 1,
+    "method": "grpo", "lr": 5e-5, "warmup": 0.05, "prompts": 16, "group": 8, "most_rounds": 1,
     "entropy_weight": 0.0, "answer_tokens": ANSWER_TOKENS, "save_every": 10,
 }  # fmt: skip
 

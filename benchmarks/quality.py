@@ -247,11 +247,11 @@ def minilm_linears() -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def ours_product(bits: int, group: int, minima: bool) -> Any:
+def ours_product(bits: int, group: int, **options: bool) -> Any:
     """weight -> (its values in this format, the kernel's product of x with it)."""
 
     def form(weight: Tensor) -> Any:
-        kept = quantise(weight, bits, group or weight.shape[1], minima=minima)
+        kept = quantise(weight, bits, group or weight.shape[1], **options)
         packed = ops.PackedWeight([kept])
         return kept.dequantise(), lambda x: packed.linear(x, None)
 
@@ -274,11 +274,11 @@ def ggml_product(kind: gguf.GGMLQuantizationType) -> Any:
 def requantised() -> dict[str, dict[str, float]]:
     """The errors of every format on MiniLM's linears; of ours and ggml's in turn, the equal bits side by side."""
     forms = {
-        f"int4, groups of {formats.GROUP4}": ours_product(4, formats.GROUP4, False),
+        "int4": ours_product(4, formats.FOUR_BITS.group, multiples=formats.FOUR_BITS.multiples),
         "ggml Q4_0": ggml_product(Type.Q4_0),
-        f"int4, groups of {formats.GROUP4}, minima": ours_product(4, formats.GROUP4, True),
+        "int4 with minima": ours_product(4, 32, minima=True),
         "ggml Q4_1": ggml_product(Type.Q4_1),
-        f"int8, groups of {formats.GROUP8 or 'a row'}": ours_product(8, formats.GROUP8, False),
+        f"int8, groups of {formats.GROUP8 or 'a row'}": ours_product(8, formats.GROUP8),
         "ggml Q8_0": ggml_product(Type.Q8_0),
     }
     rows = {name: dict.fromkeys(ERRORS, 0.0) for name in forms}

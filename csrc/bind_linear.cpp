@@ -32,8 +32,10 @@ Weight make_weight(uintptr_t data, int64_t bytes, int64_t n, int64_t k, const st
   f.group = group;
   f.minima = minima;
   f.wide = wide;
-  check(!by_row || (f.kind == Kind::int8 && group == 128 && k <= kMostByRow),
-        "only 8-bit weights in groups of 128 and of at most 65536 inputs can have a scale by row");
+  const bool multiples = f.kind == Kind::int4 && group == 32 && !minima && !wide;
+  check(!by_row || (((f.kind == Kind::int8 && group == 128) || multiples) && k <= kMostByRow),
+        "only 8-bit weights in groups of 128, and 4-bit ones in groups of 32 without minima, can have a scale by row, of at "
+        "most 65536 inputs");
   f.by_row = by_row;
   check(data == 0 || bytes == f.bytes(n, k), "the packed data has another size than its shape and format ask for");
   check(data % kAlign == 0, "packed data must be aligned to 64 bytes");
@@ -79,12 +81,14 @@ void linear(const Weight& w, uintptr_t x, bool x_bf16, int64_t m, int64_t ldx, u
 }
 
 void pack_rows(const Weight& w, uintptr_t data, int64_t first, int64_t count, uintptr_t values, uintptr_t scales,
-               uintptr_t minima) {
+               uintptr_t minima, uintptr_t row_scales) {
   check(first >= 0 && count >= 0 && first <= w.n && count <= w.n - first, "these rows are not in the weight");
   check(w.format.group == 0 || (scales != 0 && (minima != 0) == w.format.minima), "scales or minima are missing");
+  check((row_scales != 0) == w.format.multiples(), "the rows' own scales are missing, or there are none");
   nb::gil_scoped_release free;
   submit(PackArgs{w, reinterpret_cast<uint8_t*>(data), first, count, reinterpret_cast<const void*>(values),
-                  reinterpret_cast<const float*>(scales), reinterpret_cast<const float*>(minima)},
+                  reinterpret_cast<const float*>(scales), reinterpret_cast<const float*>(minima),
+                  reinterpret_cast<const float*>(row_scales)},
          pack_range, pack);
 }
 

@@ -7,7 +7,8 @@
 //   8 bit:   4 k, as 4 bytes: the signed value + 128
 //   bf16:    2 k
 //   fp32:    1 k
-// n is padded to whole panels, k to whole groups (32 for bf16, none for fp32), with codes of weight 0.
+// n is padded to whole panels, k to whole groups (32 for bf16, none for fp32), with codes of weight 0. With 4 bits `by_row`
+// the scales are whole numbers, whose unit is the row's own: 64 fp32 behind the panel's last group.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,9 @@ namespace r1 {
 constexpr int64_t kPanel = 64;  // columns
 constexpr int64_t kUnit = 256;  // bytes
 constexpr int64_t kAlign = 64;
-constexpr int64_t kMostByRow = 65536;  // k of 8-bit weights with a scale by row: their sums are 32-bit integers
+constexpr int64_t kMostByRow = 65536;  // k of weights with a scale by row: their sums are 32-bit integers
+constexpr int64_t kStepByRow = 64;     // of which whole steps are multiplied
+constexpr int32_t kMostMultiple = 15;  // of such a scale at 4 bits: a weight is a byte then, in that scale
 constexpr int64_t kTileK = 32;  // k of a bf16 matrix tile (AMX)
 constexpr int64_t kTileRows = 16;
 
@@ -31,15 +34,22 @@ struct Format {
   int32_t group;    // k per scale: 32 or 128; 0 without scales (fp32, bf16)
   bool minima;      // 4 bit only: w = scale * code + minimum; else w = scale * (code - offset), offset 8 or 128
   bool wide;        // scales and minima are fp32; else fp16
-  bool by_row = false;  // 8 bit in groups of 128: the scale is the same for all of a row
+  // 8 bit in groups of 128: the scale is the same for all of a row. 4 bit in groups of 32 without minima: scales are whole
+  // multiples, -15 to 15, of one that is.
+  bool by_row = false;
 
   int64_t unit_k() const { return kind == Kind::int4 ? 8 : kind == Kind::int8 ? 4 : kind == Kind::bf16 ? 2 : 1; }
   int64_t step_k() const { return group > 0 ? group : kind == Kind::bf16 ? kTileK : unit_k(); }
-  int64_t padded_k(int64_t k) const { return (k + step_k() - 1) / step_k() * step_k(); }
+  bool multiples() const { return by_row && kind == Kind::int4; }
+  int64_t padded_k(int64_t k) const {
+    const int64_t step = multiples() ? kStepByRow : step_k();
+    return (k + step - 1) / step * step;
+  }
   int64_t groups(int64_t k) const { return group > 0 ? padded_k(k) / group : 0; }
   int64_t scale_bytes() const { return group > 0 ? kPanel * (wide ? 4 : 2) * (minima ? 2 : 1) : 0; }
   int64_t group_bytes() const { return step_k() / unit_k() * kUnit + scale_bytes(); }
-  int64_t panel_bytes(int64_t k) const { return padded_k(k) / step_k() * group_bytes(); }
+  int64_t row_bytes() const { return multiples() ? kPanel * 4 : 0; }  // of the rows' own scales
+  int64_t panel_bytes(int64_t k) const { return padded_k(k) / step_k() * group_bytes() + row_bytes(); }
   int64_t bytes(int64_t n, int64_t k) const { return (n + kPanel - 1) / kPanel * panel_bytes(k); }
   int32_t offset() const { return minima ? 0 : kind == Kind::int4 ? 8 : 128; }
 };
@@ -54,6 +64,10 @@ struct Weight {
   int64_t panels() const { return (n + kPanel - 1) / kPanel; }
   int64_t panel_bytes() const { return format.panel_bytes(k); }
   const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
+  // The own scales of a panel's rows, where its format has multiples of them.
+  const float* row_scales(const uint8_t* panel) const {
+    return reinterpret_cast<const float*>(panel + panel_bytes() - format.row_bytes());
+  }
 };
 
 // One group of a row of activations: x = scale * code, and the sum of its codes.
@@ -166,6 +180,7 @@ struct PackArgs {
   const void* values;    // float (count, k), uint16 bits (count, k), or uint8 codes (count, k)
   const float* scales;
   const float* minima;
+  const float* row_scales;  // (count), where the format has multiples of them
 };
 Range pack_range(const PackArgs&);
 void pack(const PackArgs&, int64_t begin, int64_t end);

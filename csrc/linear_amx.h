@@ -322,7 +322,7 @@ struct Results {
 inline void linear_amx(const LinearArgs& a, int64_t begin, int64_t end) {
   const Format& f = a.weight.format;
   if (f.kind == Kind::fp32) return linear_avx512(a, begin, end);
-  if (f.by_row) return a.out_bf16 ? linear_bytes<uint16_t>(a, begin, end) : linear_bytes<float>(a, begin, end);
+  if (f.by_row) return linear_bytes(a, begin, end);
   const Expand expand = f.group == 0 ? nullptr : f.group == 32 ? group_expansion<32>(f) : group_expansion<128>(f);
   const int64_t rows = row_block(a.m, a.weight, a.row_tile);
   const int64_t blocks = row_blocks(a.m, a.weight, a.row_tile);

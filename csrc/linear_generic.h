@@ -2,7 +2,8 @@
 //
 // An element of a quantised product is a sum over groups, ascending: sum += float(dot - offset * sum(codes)) *
 // (weight scale * activation scale), then sum += minimum * (activation scale * sum(codes)). The integer part is exact
-// in any order, so a path may cut it as it likes. bf16 and fp32 products add one unit after the other.
+// in any order, so a path may cut it as it likes. Where scales are multiples of a row's own, that comes last (finish). bf16
+// and fp32 products add one unit after the other.
 #pragma once
 
 #include <algorithm>
@@ -80,6 +81,10 @@ inline float column(const LinearArgs& a, const uint8_t* panel, int64_t c, int64_
 R1_INLINE void finish(const LinearArgs& a, int64_t panel, int64_t row, float* sums) {
   const int64_t first = panel * kPanel;
   const int64_t count = std::min(kPanel, a.weight.n - first);
+  if (a.weight.format.multiples()) {
+    const float* scales = a.weight.row_scales(a.weight.panel(panel));
+    for (int64_t c = 0; c < kPanel; ++c) sums[c] *= scales[c];
+  }
   if (a.bias != nullptr)
     for (int64_t c = 0; c < count; ++c) sums[c] += a.bias[first + c];
   if (a.out_bf16) {

@@ -23,7 +23,7 @@ void put_scale(uint8_t* at, const Format& f, int64_t i, float value) {
 
 void pack_codes(const PackArgs& a, int64_t row, uint8_t* panel, int64_t c) {
   const Format& f = a.weight.format;
-  const int64_t k = a.weight.k, groups = f.padded_k(k) / f.group;
+  const int64_t k = a.weight.k, groups = (k + f.group - 1) / f.group;
   const uint8_t* codes = static_cast<const uint8_t*>(a.values) + row * k;
   for (int64_t i = 0; i < k; ++i) {
     uint8_t* at = cell(panel, f, i, c) + i % 4;
@@ -36,6 +36,7 @@ void pack_codes(const PackArgs& a, int64_t row, uint8_t* panel, int64_t c) {
     put_scale(scales, f, c, a.scales[row * groups + g]);
     if (f.minima) put_scale(scales, f, kPanel + c, a.minima[row * groups + g]);
   }
+  if (f.multiples()) std::memcpy(panel + a.weight.panel_bytes() - f.row_bytes() + 4 * c, a.row_scales + row, 4);
 }
 
 }  // namespace
@@ -68,6 +69,7 @@ template <class T>
 void unpack_codes(const Weight& w, const uint8_t* panel, int64_t c, T* out) {
   const Format& f = w.format;
   const int64_t unit = f.unit_k();
+  const float unit_scale = f.multiples() ? w.row_scales(panel)[c] : 1.0f;
   T values[128];
   for (int64_t first = 0; first < w.k; first += f.group, panel += f.group_bytes()) {
     const uint8_t* scales = panel + f.group / unit * kUnit;
@@ -75,7 +77,7 @@ void unpack_codes(const Weight& w, const uint8_t* panel, int64_t c, T* out) {
     const float minimum = f.minima ? packing::scale_at(scales, f, kPanel + c) : 0.0f;
     const uint8_t* at = panel + c * 4;
     const auto value = [&](int32_t code) {
-      const float product = static_cast<float>(code - f.offset()) * scale;
+      const float product = static_cast<float>(code - f.offset()) * scale * unit_scale;
       return f.minima ? product + minimum : product;
     };
     if (f.kind == Kind::int4) {

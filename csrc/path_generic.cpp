@@ -57,14 +57,18 @@ void choose(const char* name) { current() = best(name); }
 
 Range prepare_range(const PrepareArgs& a) { return {a.m, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, a.k))}; }
 
+constexpr int64_t kLeastChunks = 16, kMostChunk = 1 << 19;
+
 Range linear_range(const LinearArgs& a) {
   const int64_t rows = row_block(a.m, a.weight, a.row_tile), blocks = row_blocks(a.m, a.weight, a.row_tile);
-  // A chunk reads 16 KiB of weights or more, or multiplies for 5 microseconds or more.
+  const int64_t panels = a.gate == kNoGate ? panel_items(a.m, a.weight, a.row_tile) : a.weight.panels() / 2;
+  // A chunk reads 16 KiB of weights or more, or multiplies for 5 microseconds or more. Where there are many, it reads
+  // panels that lie one behind the other: what a thread asked for ahead is then its own.
   const int64_t bytes = std::max<int64_t>(1, a.weight.panel_bytes());
   const int64_t work = std::max<int64_t>(1, std::min(a.m, rows) * a.weight.k * kPanel);
-  const int64_t grain = std::min((16384 + bytes - 1) / bytes, (2'000'000 + work - 1) / work);
-  const int64_t panels = a.gate == kNoGate ? panel_items(a.m, a.weight, a.row_tile) : a.weight.panels() / 2;
-  return {panels * blocks, std::max<int64_t>(1, grain)};
+  const int64_t least = std::min((16384 + bytes - 1) / bytes, (2'000'000 + work - 1) / work);
+  const int64_t most = blocks > 1 ? 1 : std::min(panels / kLeastChunks, kMostChunk / bytes);
+  return {panels * blocks, std::max<int64_t>({1, least, most})};
 }
 
 Range pack_range(const PackArgs& a) { return {a.count, std::max<int64_t>(1, 65536 / std::max<int64_t>(1, a.weight.k))}; }

@@ -29,13 +29,14 @@ OWN = {
     "Q8_0": WeightFormat(8, 32, own=True),
 }
 WIDE = WeightFormat(8, 0 if ops.PATH == "amx" else 128)
+FOUR = WeightFormat(4, 32, multiples=ops.PATH == "amx")
 
 
 @pytest.mark.parametrize("stored", ["Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q5_0", "Q6_K", "F32", "BF16", "F8_E4M3", None])
 def test_what_a_stored_weight_becomes(stored: str) -> None:
     int4, int8 = parse_precision("int4"), parse_precision("int8")
     floats = {"Q5_0": WeightFormat(8, 32), "Q6_K": WeightFormat(8, 32)}
-    assert quantised_format(int4, *LINEAR, stored) == OWN.get(stored, floats.get(stored, WeightFormat(4, 32)))
+    assert quantised_format(int4, *LINEAR, stored) == OWN.get(stored, floats.get(stored, FOUR))
     assert quantised_format(int4, *TABLE, stored) == OWN.get(stored, floats.get(stored, WIDE))
     for weight in (LINEAR, TABLE):
         assert quantised_format(int8, *weight, stored) == OWN.get(stored, WIDE)
@@ -118,18 +119,21 @@ def test_bytes_by_hand() -> None:
     assert packed_bytes(64, 64, WeightFormat(4, 32, True, wide=True)) == 64 * 2 * (16 + 8)
     assert packed_bytes(64, 32, WeightFormat(8, 32)) == 64 * (32 + 2)
     assert packed_bytes(64, 200, WeightFormat(8, 128)) == 64 * 2 * (128 + 2)
+    assert packed_bytes(64, 96, WeightFormat(4, 32, multiples=True)) == 64 * (4 * (16 + 2) + 4), "pairs of groups"
     assert packed_bytes(10, 7, 4) == 64 * 7 * 4
     assert packed_bytes(10, 7, 2) == 64 * 32 * 2, "bfloat16 goes in tiles of 32"
 
 
 @pytest.mark.parametrize(
-    ("bits", "group", "minima"), [(4, 32, False), (4, 32, True), (4, 128, False), (8, 32, False), (8, 128, False)]
+    ("bits", "group", "form"),
+    [(4, 32, ""), (4, 32, "minima"), (4, 32, "multiples"), (4, 128, ""), (8, 32, ""), (8, 128, "")],
 )
 @pytest.mark.parametrize(("rows", "columns"), [(1, 5), (64, 256), (130, 333)])
-def test_bytes_are_those_of_a_packed_weight(bits: int, group: int, minima: bool, rows: int, columns: int) -> None:
+def test_bytes_are_those_of_a_packed_weight(bits: int, group: int, form: str, rows: int, columns: int) -> None:
+    options = {form: True} if form else {}
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-    held = ops.PackedWeight([quantise(weight, bits, group, minima=minima)]).nbytes
-    want = packed_bytes(rows, columns, WeightFormat(bits, group, minima)) if ops.NATIVE else 4 * rows * columns
+    held = ops.PackedWeight([quantise(weight, bits, group, **options)]).nbytes
+    want = packed_bytes(rows, columns, WeightFormat(bits, group, **options)) if ops.NATIVE else 4 * rows * columns
     assert held == want
 
 

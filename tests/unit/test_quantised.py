@@ -91,7 +91,7 @@ def test_errors_are_bounded(
     group = group or columns
     found = quantise(weight, bits, group, minima=minima)
     assert found.codes.dtype is torch.uint8 and int(found.codes.max()) < 1 << bits
-    assert found.scales.shape == (rows, -(-columns // group)) and found.format == (bits, group, minima)
+    assert found.scales.shape == (rows, -(-columns // group)) and found.format == (bits, group, minima, False)
     back = found.dequantise()
     assert np.array_equal(back.numpy(), by_hand(found))
     if group < columns:
@@ -106,6 +106,43 @@ def test_errors_are_bounded(
     errors = torch.stack([part.sum(1) for part in parts], 1)
     room = torch.stack([part.double().square().sum(1) for part in unit.split(group, dim=1)], 1)
     assert bool((errors <= 1.02 * rounded(weight, bits, group, minima) + room).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 300),
+    seed=st.integers(0, 2**31),
+    exponent=st.floats(-9, 1),
+    kind=st.sampled_from(["normal", "zero rows", "constant rows", "one outlier", "tiny groups"]),
+)
+def test_multiples_of_a_rows_scale(rows: int, columns: int, seed: int, exponent: float, kind: str) -> None:
+    """Little worse than scales of their own, row by row; far off only what is far smaller than the rest of its row."""
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 10**exponent
+    if kind == "zero rows":
+        weight[::2] = 0
+    if kind == "constant rows":
+        weight[:] = weight[:, :1]
+    if kind == "one outlier":
+        weight[0, columns // 2] *= 50
+    if kind == "tiny groups":
+        weight[:, 32:64] *= 1e-3
+    found = quantise(weight, 4, 32, multiples=True)
+    assert found.row_scales is not None and found.row_scales.shape == (rows, 1)
+    assert found.format == (4, 32, False, True) and int(found.codes.max()) <= 15
+    assert torch.equal(found.scales, found.scales.round()) and float(found.scales.abs().max()) <= 15
+    signed = (found.codes.double() - 8) * found.scales.double()[:, torch.arange(columns) // 32]
+    assert float(signed.abs().max()) <= 120, "a byte"
+    back = found.dequantise()
+    assert torch.equal(back, (signed * found.row_scales.double()).float())
+    errors = (weight.double() - back.double()).square().sum(1)
+    own = rounded(weight, 4, 32, False).sum(1)
+    # A row's least step is a fifteenth of its largest group's: what an outlier leaves to the others is coarse.
+    least = weight.double().abs().amax(1) / 8 / 15
+    assert bool((errors <= 1.15 * own + columns * least.square() + 1e-30).all())
+    assert torch.equal(quantise(weight[:1], 4, 32, multiples=True).codes, found.codes[:1]), (
+        "a row depends on itself alone"
+    )
 
 
 def test_zeros_and_constants_are_exact() -> None:
@@ -129,8 +166,13 @@ def test_extremes_stay_finite_and_what_is_not_finite_is_refused() -> None:
             weight[17, 159] = value
             with pytest.raises(ValueError, match="not finite"):
                 quantise(weight, bits, group or 160, minima=minima)
-    with pytest.raises(ValueError, match="no format"):
-        quantise(torch.ones(2, 2), 5, 32)
+    huge = quantise(torch.tensor([[2.0**100, -(2.0**100)] * 80, [1e-42, 0.0] * 80]), 4, 32, multiples=True)
+    assert bool(huge.dequantise().isfinite().all())
+    with pytest.raises(ValueError, match="not finite"):
+        quantise(torch.full((2, 40), float("nan")), 4, 32, multiples=True)
+    for wrong in ({"bits": 5}, {"bits": 8, "multiples": True}, {"bits": 4, "multiples": True, "minima": True}):
+        with pytest.raises(ValueError, match="no format"):
+            quantise(torch.ones(2, 2), group=32, **wrong)
 
 
 def test_a_short_last_group_is_searched_alone() -> None:
@@ -175,13 +217,14 @@ def ggml(kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("bits", "minima", "kind", "least_gain"),
-    [(4, False, "Q4_0", 0.04), (4, True, "Q4_1", 0.05), (8, False, "Q8_0", 0.0)],
+    ("bits", "form", "kind", "least_gain"),
+    [(4, "", "Q4_0", 0.04), (4, "multiples", "Q4_0", 0.02), (4, "minima", "Q4_1", 0.05), (8, "", "Q8_0", 0.0)],
 )
 def test_no_worse_than_ggml_at_equal_bits(
-    linears: list[torch.Tensor], bits: int, minima: bool, kind: str, least_gain: float
+    linears: list[torch.Tensor], bits: int, form: str, kind: str, least_gain: float
 ) -> None:
-    ours = output_error(linears, lambda weight: quantise(weight, bits, 32, minima=minima).dequantise())
+    options = {form: True} if form else {}
+    ours = output_error(linears, lambda weight: quantise(weight, bits, 32, **options).dequantise())
     theirs = output_error(linears, ggml(kind))
     assert ours <= theirs * (1 - least_gain)
     assert ours > theirs / 2, "the control: these are formats of equal bits"

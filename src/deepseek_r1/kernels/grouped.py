@@ -38,10 +38,9 @@ class PackedStack:
         for index, part in enumerate(given):
             piece = blob[index * one : (index + 1) * one]
             if isinstance(part, Tensor):
-                codes, scales, minima = part.detach(), None, None
+                native.pack_rows(native_weight(spec, piece), piece, 0, part.detach())
             else:
-                codes, scales, minima = coded[index].codes, coded[index].scales, coded[index].minima
-            native.pack_rows(native_weight(spec, piece), piece, 0, codes, scales, minima)
+                native.pack_rows(native_weight(spec, piece), piece, 0, coded[index].codes, *coded[index].numbers)
 
     @classmethod
     def from_blob(cls, blob: Tensor, spec: Mapping[str, Any]) -> PackedStack:

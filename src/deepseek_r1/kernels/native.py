@@ -93,21 +93,15 @@ def unpack_rows(weight: Any, ids: Tensor, width: int, dtype: torch.dtype) -> Ten
     return out
 
 
-def pack_rows(
-    weight: Any, data: Tensor, first: int, values: Tensor, scales: Tensor | None, minima: Tensor | None
-) -> None:
-    """Write contiguous rows into the packed bytes `data` of `weight`, from row `first` on."""
-    whole = [None if t is None else t.contiguous() for t in (values, scales, minima)]
-    floats = (torch.float32,)
-    library.pack_rows(
-        weight,
-        address(data),
-        first,
-        len(values),
-        address(whole[0]),
-        address(whole[1], *floats),
-        address(whole[2], *floats),
-    )
+def pack_rows(weight: Any, data: Tensor, first: int, values: Tensor, *numbers: Tensor | None) -> None:
+    """Write contiguous rows into the packed bytes `data` of `weight`, from row `first` on.
+
+    `numbers`: float32, a quantised weight's scales, minima and scales of rows; those that it has none of are None.
+    """
+    values = values.contiguous()
+    whole = [None if t is None else t.contiguous() for t in numbers or (None, None, None)]
+    addresses = (address(t, torch.float32) for t in whole)
+    library.pack_rows(weight, address(data), first, len(values), address(values), *addresses)
 
 
 def by_head(x: Tensor) -> tuple[Tensor, int, int, int, int, int]:

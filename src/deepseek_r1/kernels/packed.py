@@ -13,7 +13,7 @@ from deepseek_r1.kernels import native, pages
 from deepseek_r1.kernels.onednn import OneDnnWeight
 from deepseek_r1.kernels.quantised import QuantisedWeight
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Version of the KV row layout and of packed weights; part of every cache key."""
 
 GROUPS = (32, 128)
@@ -23,7 +23,7 @@ _SPEC = ("out", "in", "kind", "group", "minima", "wide", "by_row", "exponent")
 """What describes packed bytes: csrc/linear.h has what each means."""
 
 _MOST_BY_ROW = 65_536
-"""Inputs that an 8-bit weight with one scale per row may have to be multiplied in integers, which have 32 bits."""
+"""Inputs that a weight with one scale per row may have to be multiplied in integers, which have 32 bits."""
 
 _KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -58,10 +58,10 @@ class PackedWeight:
         self._take(blob, spec)
         first = 0
         for part in coded:
-            native.pack_rows(self._native, blob, first, part.codes, part.scales, part.minima)
+            native.pack_rows(self._native, blob, first, part.codes, *part.numbers)
             first += part.out_features
         for tensor in plain:
-            native.pack_rows(self._native, blob, first, tensor, None, None)
+            native.pack_rows(self._native, blob, first, tensor)
             first += len(tensor)
 
     @classmethod
@@ -112,7 +112,7 @@ class PackedWeight:
         if self.blob is None:
             self._onednn = OneDnnWeight(values)
         else:
-            native.pack_rows(self._native, self.blob, 0, values, None, None)
+            native.pack_rows(self._native, self.blob, 0, values)
 
 
 def native_weight(spec: Mapping[str, Any], blob: Tensor | None) -> Any:
@@ -141,7 +141,12 @@ def plain_spec(dtype: torch.dtype) -> dict[str, Any]:
 
 def coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
     """How quantised weights of one format, in groups that the kernels know, are packed."""
-    bits, group, minima = parts[0].format
+    bits, group, minima, multiples = parts[0].format
+    columns = parts[0].in_features
+    if multiples and (group != GROUPS[0] or columns > _MOST_BY_ROW):
+        raise ValueError(
+            f"multiples of a row's scale are packed in groups of {GROUPS[0]}, of at most {_MOST_BY_ROW} inputs"
+        )
     numbers = [t for part in parts for t in (part.scales, part.minima) if t is not None]
     largest = max(float(part.scales.abs().max()) for part in parts) * (15 if minima else 1 << (bits - 1))
     if minima:
@@ -151,7 +156,7 @@ def coded_spec(parts: list[QuantisedWeight]) -> dict[str, Any]:
         "group": group,
         "minima": minima,
         "wide": not all(torch.equal(t.half().float(), t) for t in numbers),
-        "by_row": bits == 8 and group == 128 and parts[0].in_features <= _MOST_BY_ROW and all(map(_by_row, parts)),
+        "by_row": multiples or (bits == 8 and group == 128 and columns <= _MOST_BY_ROW and all(map(_by_row, parts))),
         "exponent": 14 - math.frexp(largest)[1] if largest > 0 else 0,
     }
 

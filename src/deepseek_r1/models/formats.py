@@ -20,8 +20,11 @@ from deepseek_r1.models.families.base import Family
 from deepseek_r1.models.registry import read_config, read_family
 from deepseek_r1.models.shapes import parameter_shapes
 
-GROUP4, MINIMA4 = 32, False
-"""The groups of what is quantised to 4 bits here."""
+MULTIPLES4 = path_name() == "amx"
+"""Whether the scales of what is quantised to 4 bits here are whole multiples of one per row.
+
+Then its products are sums of integers to the end, as those of 8 bits by row are (csrc/linear_amx_int8.h).
+"""
 
 GROUP8 = 0 if path_name() == "amx" else 128
 """The groups of what is quantised to 8 bits here, where the file's own form has none; 0 for one scale per row.
@@ -30,7 +33,7 @@ Activations in 8 bits lose so much where a row has outliers that a scale per 128
 they have 16 bits, and one scale per row leaves nothing but integers to add up (csrc/linear_amx_int8.h).
 """
 
-QUANTISER_VERSION = 3
+QUANTISER_VERSION = 4
 """Counts changes of what quantising gives; part of the packed cache's key."""
 
 PANEL = 64
@@ -51,6 +54,7 @@ class WeightFormat(NamedTuple):
     """Codes of `bits` with a scale per `group` of a row, or per row where that is 0.
 
     `wide`: scales and minima need float32. `own`: these are the file's own blocks, taken over without loss.
+    `multiples`: the scales are whole multiples of one per row.
     """
 
     bits: int
@@ -58,9 +62,12 @@ class WeightFormat(NamedTuple):
     minima: bool = False
     wide: bool = False
     own: bool = False
+    multiples: bool = False
 
 
 EIGHT_BITS = WeightFormat(8, GROUP8)
+FOUR_BITS = WeightFormat(4, 32, multiples=MULTIPLES4)
+"""What is quantised to 4 bits here."""
 
 
 def operator_class(name: str) -> str:
@@ -100,7 +107,7 @@ def quantised_format(
         return EIGHT_BITS
     if stored in _FIVE_AND_SIX:
         return WeightFormat(8, GROUP)
-    return WeightFormat(4, GROUP4, MINIMA4) if kind == "linear" else EIGHT_BITS
+    return FOUR_BITS if kind == "linear" else EIGHT_BITS
 
 
 def stored_types(
@@ -150,7 +157,10 @@ def packed_bytes(rows: int, columns: int, form: WeightFormat | int) -> int:
         return panels * PANEL * _padded(columns, 32 if form == 2 else 1) * form
     group = form.group or KERNEL_GROUP
     scales = (4 if form.wide else 2) * (2 if form.minima else 1)
-    return panels * PANEL * -(-columns // group) * (group * form.bits // 8 + scales)
+    groups, of_rows = -(-columns // group), 0
+    if form.multiples:  # their products take two groups a step
+        groups, of_rows = _padded(groups, 2), 4
+    return panels * PANEL * (groups * (group * form.bits // 8 + scales) + of_rows)
 
 
 def product_of(name: str) -> str:

@@ -201,19 +201,22 @@ def read_quantised(checkpoint: Checkpoint, name: str, kept: WeightFormat) -> Qua
     codes = torch.empty(count * height, columns, dtype=torch.uint8)
     scales = torch.empty(count * height, -(-columns // group))
     minima = torch.empty_like(scales) if kept.minima else None
+    units = torch.empty(count * height, 1) if kept.multiples else None
     step = max(1, _PIECE_ELEMENTS // (height * columns))
     for start in range(0, count, step):
         stop = min(start + step, count)
         values = torch.from_numpy(checkpoint.read_rows(name, start, stop)).view(-1, columns)
         try:
-            part = quantise(values, kept.bits, group, minima=kept.minima)
+            part = quantise(values, kept.bits, group, minima=kept.minima, multiples=kept.multiples)
         except ValueError as error:
             raise CheckpointError(checkpoint.path, f"tensor {quoted(name)}", str(error)) from error
         place = slice(start * height, stop * height)
         codes[place], scales[place] = part.codes, part.scales
         if minima is not None and part.minima is not None:
             minima[place] = part.minima
-    return QuantisedWeight(codes, scales, minima, kept.bits, group)
+        if units is not None and part.row_scales is not None:
+            units[place] = part.row_scales
+    return QuantisedWeight(codes, scales, minima, kept.bits, group, units)
 
 
 def _check_shapes(checkpoint: Checkpoint, config: ModelConfig, shapes: Shapes, weights: list[Weight]) -> None:

@@ -11,10 +11,9 @@ from deepseek_r1.kernels.quantised import quantise
 from support.native_paths import PATHS, bits, native_path
 
 
-def weight(rows: int, columns: int, width: int, group: int) -> PackedWeight:
-    return PackedWeight(
-        [quantise(torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)), width, group)]
-    )
+def weight(rows: int, columns: int, width: int, group: int, *, multiples: bool = False) -> PackedWeight:
+    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
+    return PackedWeight([quantise(values, width, group, multiples=multiples)])
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
@@ -22,8 +21,11 @@ def weight(rows: int, columns: int, width: int, group: int) -> PackedWeight:
 def test_a_gated_product_is_a_product_and_a_gate(path: str, activation: str) -> None:
     bias = torch.randn(256, generator=torch.Generator().manual_seed(2))
     with native_path(path):
-        for width, group in ((4, 32), (4, 128), (8, 32), (8, 128), (8, 160)):  # the last: a scale by row
-            packed = weight(256, 160, width, group)
+        for width, group, multiples in (
+            *((4, 32, False), (4, 32, True), (4, 128, False), (8, 32, False), (8, 128, False)),
+            (8, 160, False),  # a scale by row
+        ):
+            packed = weight(256, 160, width, group, multiples=multiples)
             assert packed.fuses_gate == (path == "amx")
             for rows, given in ((1, None), (3, bias), (5, bias), (16, None), (17, bias), (70, bias), (300, None)):
                 x = torch.randn(rows, 160, generator=torch.Generator().manual_seed(rows))
@@ -67,6 +69,7 @@ def test_long_rows_have_the_bits_of_single_ones(path: str) -> None:
     with native_path(path):
         for packed in (
             weight(450, 9000, 4, 32),
+            weight(450, 9000, 4, 32, multiples=True),
             weight(450, 9000, 8, 9000),
             PackedWeight([torch.randn(450, 9000).bfloat16()]),
         ):

@@ -13,7 +13,7 @@ from deepseek_r1.kernels.quantised import QuantisedWeight, quantise
 from deepseek_r1.kernels.recording import Arena, Recording
 from support.native_paths import PATHS, bits, native_path
 
-FORMS = ["fp32", "bf16", "int8", "int4", "int4-minima"]
+FORMS = ["fp32", "bf16", "int8", "int4", "int4-minima", "int4-multiples"]
 Members = list[Tensor] | list[QuantisedWeight]
 
 
@@ -21,7 +21,8 @@ def members(form: str, count: int, out: int, inner: int, seed: int = 0) -> Membe
     weight = torch.randn(count, out, inner, generator=torch.Generator().manual_seed(seed)) / inner**0.5
     if form.startswith("int"):
         group, width = (128, 8) if form == "int8" else (32, 4)
-        return [quantise(each, width, group, minima=form.endswith("minima")) for each in weight]
+        options = {name: form.endswith(name) for name in ("minima", "multiples")}
+        return [quantise(each, width, group, **options) for each in weight]
     return list(weight.to(torch.float32 if form == "fp32" else torch.bfloat16))
 
 

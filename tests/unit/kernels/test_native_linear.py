@@ -17,19 +17,15 @@ from deepseek_r1.kernels.quantised import QuantisedWeight
 from support.native_paths import PATHS, bits, native_path
 
 FLOATS = ("fp32", "bf16")
-CODED = [
-    (bits, group, minima, wide)
-    for bits, group, minima, wide in (
-        *((4, 32, False, False), (4, 32, True, False), (4, 32, False, True), (4, 32, True, True)),
-        *(
-            (4, 128, False, False),
-            (4, 128, True, False),
-            (8, 32, False, False),
-            (8, 128, False, True),
-            (8, 0, False, True),
-        ),
-    )
+Form = tuple[int, int, bool, bool, bool]
+MULTIPLES: Form = (4, 32, False, False, True)
+CODED: list[Form] = [
+    *((4, 32, minima, wide, False) for minima in (False, True) for wide in (False, True)),
+    *((4, 128, minima, False, False) for minima in (False, True)),
+    *((8, 32, False, False, False), (8, 128, False, True, False), (8, 0, False, True, False)),
+    MULTIPLES,
 ]
+"""(bits, group, minima, wide, multiples) of `coded`"""
 
 
 @pytest.fixture(params=PATHS)
@@ -38,20 +34,25 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def coded(rows: int, columns: int, bits: int, group: int, minima: bool, wide: bool, seed: int = 0) -> QuantisedWeight:
+def coded(
+    rows: int, columns: int, bits: int, group: int, minima: bool, wide: bool, multiples: bool = False, seed: int = 0
+) -> QuantisedWeight:
     generator = torch.Generator().manual_seed(seed)
     group = group or columns
     groups = -(-columns // group)
     codes = torch.randint(0, 1 << bits, (rows, columns), generator=generator, dtype=torch.uint8)
     scales = torch.rand(rows, groups, generator=generator) * 0.1 + 0.01
     lows = torch.randn(rows, groups, generator=generator) if minima else None
+    if multiples:
+        whole = torch.randint(-15, 16, (rows, groups), generator=generator).float()
+        return QuantisedWeight(codes, whole, None, bits, group, scales[:, :1] / 15)
     if not wide:
         scales, lows = scales.half().float(), None if lows is None else lows.half().float()
     return QuantisedWeight(codes, scales, lows, bits, group)
 
 
 def by_row(weight: QuantisedWeight) -> bool:
-    """Whether the AMX path multiplies it in integers: 8 bits with one scale per row."""
+    """Whether the AMX path multiplies it in integers: 8 bits with one scale per row, or 4 with multiples of one."""
     return bool(PackedWeight([weight]).spec["by_row"])
 
 
@@ -101,9 +102,7 @@ def rounded_activations(x: Tensor, group: int) -> Tensor:
 @settings(max_examples=12, deadline=None)
 @given(rows=st.integers(1, 130), columns=st.integers(1, 300), m=st.integers(1, 9), seed=st.integers(0, 99))
 @pytest.mark.parametrize("form", CODED, ids=str)
-def test_quantised_products_equal_their_definition(
-    form: tuple[int, int, bool, bool], rows: int, columns: int, m: int, seed: int
-) -> None:
+def test_quantised_products_equal_their_definition(form: Form, rows: int, columns: int, m: int, seed: int) -> None:
     weight = coded(rows, columns, *form, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(m, columns, generator=generator) * 10.0 ** torch.randint(-3, 4, (m, 1), generator=generator)
@@ -120,13 +119,15 @@ def test_quantised_products_equal_their_definition(
 
 
 @pytest.mark.parametrize("form", CODED, ids=str)
-def test_paths_agree_in_the_integers(form: tuple[int, int, bool, bool]) -> None:
+def test_paths_agree_in_the_integers(form: Form) -> None:
     """With one group and scales that are powers of two every float step is exact: all paths give the same bits."""
-    bits, group, minima, _ = form
+    bits, group, minima, _, multiples = form
     columns = group or 128
     weight = coded(70, columns, bits, group, minima, True)
+    scales, quarters = torch.arange(-15.0, 16.0).repeat(3)[:70, None], torch.full((70, 1), 0.25)
     weight = QuantisedWeight(
-        weight.codes, torch.full((70, 1), 0.25), torch.full((70, 1), -0.5) if minima else None, bits, columns
+        *(weight.codes, scales if multiples else quarters, torch.full((70, 1), -0.5) if minima else None),
+        *(bits, columns, quarters if multiples else None),
     )
     x = torch.randint(-127, 128, (5, columns)).float()
     x[:, 0] = 127
@@ -175,8 +176,9 @@ def test_float_products_equal_fp64(kind: str, rows: int, columns: int, m: int, s
         assert ((got - want).abs() <= bound + 1e-30).all(), name
 
 
-def test_extreme_values(path: str) -> None:
-    weight = PackedWeight([coded(64, 64, 4, 32, False, False)])
+@pytest.mark.parametrize("form", [CODED[0], CODED[8], MULTIPLES], ids=str)
+def test_extreme_values(form: Form, path: str) -> None:
+    weight = PackedWeight([coded(64, 64, *form)])
     x = torch.zeros(6, 64)
     x[1] = 1e-38  # too small for a scale of its own: taken as zero
     x[2, 5] = float("inf")
@@ -234,6 +236,14 @@ def test_hostile_sizes_raise() -> None:
     for by_row, exponent in ((True, 0), (False, 100), (False, -(2**31))):  # a scale by row is for groups of 128
         with pytest.raises(ValueError):
             make(0, 0, 8, 8, "int8", 32, False, False, by_row, exponent)
+    for group, minima, wide, k in (
+        (128, False, False, 8),
+        (32, True, False, 8),
+        (32, False, True, 8),
+        (32, False, False, 65537),
+    ):
+        with pytest.raises(ValueError, match="scale by row"):
+            make(0, 0, 8, k, "int4", group, minima, wide, True, 0)
     blob = pages.zeros(make(0, 0, 64, 8, "fp32", 0, False, False, False, 0).nbytes)
     weight = make(blob.data_ptr(), blob.numel(), 64, 8, "fp32", 0, False, False, False, 0)
     x = torch.zeros(4, 8)
@@ -247,7 +257,9 @@ def test_hostile_sizes_raise() -> None:
         with pytest.raises(ValueError):
             run(m, ldx, ldo)
     with pytest.raises(ValueError, match="not in the weight"):
-        native.library.pack_rows(weight, blob.data_ptr(), 60, 5, x.data_ptr(), 0, 0)
+        native.library.pack_rows(weight, blob.data_ptr(), 60, 5, x.data_ptr(), 0, 0, 0)
+    with pytest.raises(ValueError, match="own scales"):
+        native.library.pack_rows(weight, blob.data_ptr(), 0, 4, x.data_ptr(), 0, 0, x.data_ptr())
 
 
 @pytest.mark.skipif("amx" not in PATHS, reason="the processor has no AMX")
@@ -256,9 +268,9 @@ def test_amx_rounds_no_activation_to_8_bits(rows: int) -> None:
     """An outlier a thousand times the rest: what is left of the rest is what bf16, or 16 bits, leave of it."""
     x = torch.randn(rows, 512, generator=torch.Generator().manual_seed(3))
     x[:, 7] = 1000.0
-    for form, worst in (((4, 32, True, False), 0.01), ((8, 0, False, False), 0.02)):
+    for form, worst in (((4, 32, True, False), 0.01), ((8, 0, False, False), 0.02), (MULTIPLES, 0.02)):
         weight = coded(64, 512, *form)
-        weight.codes[:, 7] = 0 if form[0] == 4 else 128  # the outlier itself adds nothing
+        weight.codes[:, 7] = 0 if weight.minima is not None else weight.offset  # the outlier itself adds nothing
         if weight.minima is not None:
             weight.minima.zero_()
         want = x.double() @ weight.dequantise().double().T

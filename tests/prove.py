@@ -29,7 +29,7 @@ from deepseek_r1.core.environment import machine_summary, package_versions
 from proof_progress import Progress, open_progress
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("src", "tests", "pyproject.toml", "constraints.txt")
+CODE = ("src", "csrc", "tests", "pyproject.toml", "constraints.txt")
 PACKAGES = ("deepseek-r1-toolkit", "torch", "numpy", "tokenizers", "transformers", "safetensors", "gguf", "fastapi")
 PACKAGES += ("uvicorn", "pyzmq", "msgspec", "httpx", "hypothesis", "schemathesis", "pytest")
 

@@ -85,6 +85,7 @@ def test_the_second_start_maps_what_the_first_packed(
     first = load_packed(path, mode)
     reference = bytes_of(load_decoder(path, mode, pack=True))
     assert bytes_of(first) == reference
+    assert str(only(folder)) in Path("/proc/self/maps").read_text(), "the first start maps what it has written, too"
     assert only(folder).stat().st_mode & 0o077 == 0 and folder.stat().st_mode & 0o077 == 0
     made = BlobWeight.made
     for method in ("read", "read_into", "read_rows", "read_quantised", "read_bf16_bits", "read_bf16_bits_into"):
@@ -406,6 +407,22 @@ def test_two_writers_leave_one_whole_file(folder: Path) -> None:
         seen |= values
     assert [writer.returncode for writer in writers] == [0, 0] and seen <= {1, 2} and seen
     assert [file.name for file in folder.iterdir()] == ["same.packed"]
+
+
+def test_it_is_written_in_whole_huge_pages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is how the system comes to keep it on such pages; what stands in them are the pieces."""
+    written: list[int] = []
+    write_all = cache_files._write_all
+    monkeypatch.setattr(cache_files, "_write_all", lambda to, data: (written.append(data.nbytes), write_all(to, data)))
+    sizes = (1, 5_000_000, 0, 4096, (4 << 20) - 4096, 70_001)
+    pieces = [np.random.default_rng(i).integers(0, 256, size, np.uint8) for i, size in enumerate(sizes)]
+    cache_files.write(folder / "x.packed", {"key": {}}, pieces)
+    file = cache_files.CacheFile(folder / "x.packed")
+    file.check_sample()
+    for offset, piece in zip(file.header["offsets"], pieces, strict=True):
+        assert np.array_equal(file.piece(offset, piece.nbytes), piece)
+    *whole, last, _ = written  # then the header, into the first
+    assert len(whole) == 4 and set(whole) == {cache_files.BLOCK} and sum(whole) + last == file.size
 
 
 def test_a_change_in_the_pieces_is_found_where_blocks_are_lost(folder: Path) -> None:

@@ -62,7 +62,9 @@ def load_packed(path: str | PathLike[str], precision: DeepSeekConfig, *, mtp: bo
             log.warning("%s; packing the weights of %s anew", error, path)
         decoder = read_decoder(checkpoint, precision, pack=True, mtp=mtp)
         try:
-            _store(file, key, Path(path), decoder)
+            if _store(file, key, Path(path), decoder):
+                # As at the next start: what is mapped lies on huge pages, what was packed seldom does.
+                return _restore(file, key, empty_decoder(checkpoint, precision, mtp=mtp)).eval()
         except (OSError, CheckpointError) as error:
             log.warning("packed weights are not kept for the next start: %s", error)
     return decoder
@@ -79,8 +81,8 @@ def _key(checkpoint: Checkpoint, precision: DeepSeekConfig, mtp: bool) -> dict[s
     }
 
 
-def _store(file: Path, key: Mapping[str, Any], model: Path, decoder: Decoder) -> None:
-    """Write all weights of a packed decoder; a weight that two modules share once."""
+def _store(file: Path, key: Mapping[str, Any], model: Path, decoder: Decoder) -> bool:
+    """Write all weights of a packed decoder, one that two modules share once. False where it has some that can't be."""
     pieces: list[npt.NDArray[np.uint8]] = []
     blobs: list[dict[str, Any]] = []
     numbers: dict[int, int] = {}  # id of a packed weight -> its place in `blobs`
@@ -91,7 +93,7 @@ def _store(file: Path, key: Mapping[str, Any], model: Path, decoder: Decoder) ->
         if not isinstance(weight, ops.PackedWeight | ops.PackedStack):
             continue
         if weight.blob is None:
-            return  # a format without a native kernel is held as torch holds it
+            return False  # a format without a native kernel is held as torch holds it
         if id(weight) not in numbers:
             numbers[id(weight)] = len(blobs)
             blobs.append({"piece": len(pieces), "bytes": weight.nbytes, "spec": dict(weight.spec)})
@@ -106,6 +108,7 @@ def _store(file: Path, key: Mapping[str, Any], model: Path, decoder: Decoder) ->
         pieces.append(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
     header = {"key": key, "model": str(model), "blobs": blobs, "modules": modules, "tensors": plain}
     cache_files.write(file, header, pieces)
+    return True
 
 
 def _restore(path: Path, key: Mapping[str, Any], decoder: Decoder) -> Decoder:

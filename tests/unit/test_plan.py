@@ -23,6 +23,7 @@ from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.config import Fields
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.families.base import stored_shape
+from deepseek_r1.models.formats import MULTIPLES4
 from deepseek_r1.models.locate import locate_model
 from deepseek_r1.models.registry import FAMILIES
 from deepseek_r1.models.saving import save_model
@@ -97,29 +98,32 @@ HAND_FP32 = {
 
 # Weights and what a token reads, packed by native kernels in 8 and in 4 bits, from a file in bf16. Rows are padded to
 # 64 (these all are multiples), 8 bits take 130 bytes for 128 weights, 4 bits 18 bytes for 32, norms and biases 4 bytes
-# each; tables are 8 bits in both, and stand once where they are tied.
+# each; tables are 8 bits in both, and stand once where they are tied. Where the scales of 4 bits are multiples of a
+# row's own, that takes 4 bytes an output: of Llama's 32 * (2 * 4096 + 2 * 1024 + 2 * 14_336 + 4096), Qwen's 28 * (2 * 3584 +
+# 2 * 512 + 2 * 18_944 + 3584), SmolLM3's 36 * (2 * 2048 + 2 * 512 + 2 * 11_008 + 2048).
 # Llama: 1_050_673_152 in two tables, 6_979_321_856 in linears, 266_240 in norms; a token reads one of the tables and a
 # row of the other, 4160 bytes.
 # Qwen: 1_089_994_752 in two tables, 6_525_288_448 in linears, 333_312 in norms and biases; a row has 3640 bytes.
 # SmolLM3: 262_668_288 in the tied table, 2_812_280_832 in linears, 149_504 in norms; all of it is read, and 2080 bytes.
+OWN = 4 * MULTIPLES4
 HAND_NATIVE = {
     "Llama-3.1-8B": (
         1_050_673_152 * 130 // 128 + 6_979_321_856 * 130 // 128 + 266_240 * 4,
         525_336_576 * 130 // 128 + 4160 + 6_979_321_856 * 130 // 128 + 266_240 * 4,
-        1_050_673_152 * 130 // 128 + 6_979_321_856 * 18 // 32 + 266_240 * 4,
-        525_336_576 * 130 // 128 + 4160 + 6_979_321_856 * 18 // 32 + 266_240 * 4,
+        1_050_673_152 * 130 // 128 + 6_979_321_856 * 18 // 32 + 1_376_256 * OWN + 266_240 * 4,
+        525_336_576 * 130 // 128 + 4160 + 6_979_321_856 * 18 // 32 + 1_376_256 * OWN + 266_240 * 4,
     ),
     "Qwen2.5-7B": (
         1_089_994_752 * 130 // 128 + 6_525_288_448 * 130 // 128 + 333_312 * 4,
         544_997_376 * 130 // 128 + 3640 + 6_525_288_448 * 130 // 128 + 333_312 * 4,
-        1_089_994_752 * 130 // 128 + 6_525_288_448 * 18 // 32 + 333_312 * 4,
-        544_997_376 * 130 // 128 + 3640 + 6_525_288_448 * 18 // 32 + 333_312 * 4,
+        1_089_994_752 * 130 // 128 + 6_525_288_448 * 18 // 32 + 1_390_592 * OWN + 333_312 * 4,
+        544_997_376 * 130 // 128 + 3640 + 6_525_288_448 * 18 // 32 + 1_390_592 * OWN + 333_312 * 4,
     ),
     "SmolLM3-3B": (
         262_668_288 * 130 // 128 + 2_812_280_832 * 130 // 128 + 149_504 * 4,
         262_668_288 * 130 // 128 + 2080 + 2_812_280_832 * 130 // 128 + 149_504 * 4,
-        262_668_288 * 130 // 128 + 2_812_280_832 * 18 // 32 + 149_504 * 4,
-        262_668_288 * 130 // 128 + 2080 + 2_812_280_832 * 18 // 32 + 149_504 * 4,
+        262_668_288 * 130 // 128 + 2_812_280_832 * 18 // 32 + 1_050_624 * OWN + 149_504 * 4,
+        262_668_288 * 130 // 128 + 2080 + 2_812_280_832 * 18 // 32 + 1_050_624 * OWN + 149_504 * 4,
     ),
 }
 
@@ -443,7 +447,8 @@ def test_the_page_says_what_r1_would_need(
     tables = 2 * 129_280 * 7168
     rest = 671_026_419_200 - floats // 4 - tables
     assert weights[2] == f"{(floats + (tables + rest) * 130 / 128) / 1e9:.2f}"
-    assert weights[3] == f"{(floats + tables * 130 / 128 + rest * 18 / 32) / 1e9:.2f}"
+    outputs = 58 * 257 * (2 * 2048 + 7168) + 3 * (2 * 18_432 + 7168) + 61 * (1536 + 24_576 + 576 + 7168)
+    assert weights[3] == f"{(floats + tables * 130 / 128 + rest * 18 / 32 + outputs * OWN) / 1e9:.2f}"
     assert rows["keys and values per token"] == ["140,544", "B", *["70,272", "B"] * 4]
     assert rows["fits"] == ["no"] * 5
     most, with_context = rows["tokens/s at most"], rows["tokens/s at 32,768 tokens"]

@@ -62,12 +62,18 @@ def load_packed(path: str | PathLike[str], precision: DeepSeekConfig, *, mtp: bo
             log.warning("%s; packing the weights of %s anew", error, path)
         decoder = read_decoder(checkpoint, precision, pack=True, mtp=mtp)
         try:
-            if _store(file, key, Path(path), decoder):
-                # As at the next start: what is mapped lies on huge pages, what was packed seldom does.
-                return _restore(file, key, empty_decoder(checkpoint, precision, mtp=mtp)).eval()
+            if not _store(file, key, Path(path), decoder):
+                return decoder
         except (OSError, CheckpointError) as error:
             log.warning("packed weights are not kept for the next start: %s", error)
-    return decoder
+            return decoder
+        # As at the next start: what is mapped lies on huge pages, what was packed seldom does. Not both at once.
+        del decoder
+        try:
+            return _restore(file, key, empty_decoder(checkpoint, precision, mtp=mtp)).eval()
+        except (OSError, CheckpointError) as error:
+            log.warning("%s; packing the weights of %s once more", error, path)
+            return read_decoder(checkpoint, precision, pack=True, mtp=mtp)
 
 
 def _key(checkpoint: Checkpoint, precision: DeepSeekConfig, mtp: bool) -> dict[str, Any]:

@@ -20,10 +20,9 @@
 namespace r1 {
 namespace R1_PATH {
 
-// k that are gone through for all rows: 32 columns of them stay in the first cache; of few rows so few that all of it does,
-// which also brings expanding (and what it asks for ahead) closer to multiplying.
-constexpr int64_t kChunk = 256, kFewChunk = 128;
-constexpr int64_t kFewTiles = 4;
+// k that are gone through for all rows, two tiles of rows for all columns: a panel's stay in the first cache. So few also bring
+// expanding (and what it asks for ahead) close to multiplying.
+constexpr int64_t kChunk = 128;
 constexpr int64_t kFarAhead = 16384;  // bytes between what is read of a panel and what is prefetched
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kStepBytes = 4 * kTileBytes;  // of 32 k and a panel's 64 columns
@@ -240,17 +239,16 @@ template <class Done, class Soon>
 R1_INLINE void wide_item(const Operands& o, const Weight& w, const Panels& panels, int64_t k, Expand expand, float power,
                          uint8_t* expanded, int64_t tiles, float* sums, Soon soon, Done done) {
   Operands now = o;
-  const int64_t chunk = tiles > kFewTiles ? kChunk : kFewChunk;
-  for (int64_t at = 0; at < k; at += chunk) {
-    const int64_t part = std::min(chunk, k - at), steps = part / kTileK;
+  for (int64_t at = 0; at < k; at += kChunk) {
+    const int64_t part = std::min(kChunk, k - at), steps = part / kTileK;
     const bool first = at == 0, last = at + part == k;
     const auto from = [&](float* sums_of) R1_ALWAYS { return first ? kZeros : sums_of; };
     if (expand != nullptr) now.w_half = steps * kStepBytes / 2;
     for (int64_t p = 0; p < panels.count; ++p) {
       const uint8_t* panel = w.panel(panels.number[p]);
       if (expand != nullptr) expand(panel, at / kTileK, at / kTileK + steps, expanded, power);
-      for (int half = 0; half < 2; ++half)
-        for (int64_t t = 0; t < tiles; t += 2) {
+      for (int64_t t = 0; t < tiles; t += 2)
+        for (int half = 0; half < 2; ++half) {
           float *to = sums + ((p * tiles + t) * 4 + 2 * half) * kTileFloats, *below = to + 4 * kTileFloats;
           now.x = o.x + t / 2 * o.x_pair + at / kTileK * o.x_step;
           now.w = (expand != nullptr ? expanded : panel + at / kTileK * o.w_step) + half * now.w_half;

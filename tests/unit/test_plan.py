@@ -99,8 +99,8 @@ HAND_FP32 = {
 # Weights and what a token reads, packed by native kernels in 8 and in 4 bits, from a file in bf16. Rows are padded to
 # 64 (these all are multiples), 8 bits take 130 bytes for 128 weights, 4 bits 18 bytes for 32, norms and biases 4 bytes
 # each; tables are 8 bits in both, and stand once where they are tied. Where the scales of 4 bits are multiples of a
-# row's own, that takes 4 bytes an output: of Llama's 32 * (2 * 4096 + 2 * 1024 + 2 * 14_336 + 4096), Qwen's 28 * (2 * 3584 +
-# 2 * 512 + 2 * 18_944 + 3584), SmolLM3's 36 * (2 * 2048 + 2 * 512 + 2 * 11_008 + 2048).
+# row's own, that takes 4 bytes an output: of Llama's 32 * (2 * 4096 + 2 * 1024 + 2 * 14_336 + 4096), Qwen's 28 *
+# (2 * 3584 + 2 * 512 + 2 * 18_944 + 3584), SmolLM3's 36 * (2 * 2048 + 2 * 512 + 2 * 11_008 + 2048).
 # Llama: 1_050_673_152 in two tables, 6_979_321_856 in linears, 266_240 in norms; a token reads one of the tables and a
 # row of the other, 4160 bytes.
 # Qwen: 1_089_994_752 in two tables, 6_525_288_448 in linears, 333_312 in norms and biases; a row has 3640 bytes.

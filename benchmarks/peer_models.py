@@ -53,6 +53,9 @@ BLOCKS = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": 
 """Names in a GGUF file's block by Hugging Face's names in a layer."""
 
 
+BLOCK = 8 << 20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["smollm2", *SHAPES])
@@ -93,7 +96,19 @@ def made(path: Path, write: Any) -> None:
     part.unlink(missing_ok=True)
     print(f"{path.name}: writing", flush=True)
     write(part)
+    in_large_blocks(part)
     part.rename(path)
+
+
+def in_large_blocks(path: Path) -> None:
+    """Write files anew, 8 MiB at once: the page cache has them on huge pages then, and who maps them reads faster."""
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+        if file.stat().st_size < BLOCK:
+            continue
+        copy = file.with_name(f".{file.name}.copy")
+        with file.open("rb") as source, copy.open("wb", buffering=0) as to:
+            shutil.copyfileobj(source, to, BLOCK)
+        copy.rename(file)
 
 
 def write_smollm2(folder: Path) -> None:

@@ -22,8 +22,8 @@ struct Kernels {
   GradientKernels gradients;  // gradient.h
 };
 
-// Whether the path's product reads its rows as bf16, or of 8-bit weights with a scale by row as two bytes; both take two
-// bytes an element and two Acts a row. Else it reads int8 codes, or for fp32 weights the rows as they are.
+// Whether the path's product reads its rows as bf16, or for weights with a scale by row as two bytes; both take two bytes
+// an element and two Acts a row. Else it reads int8 codes, or for fp32 weights the rows as they are.
 inline bool reads_bf16(const Format& f, const Kernels& path) {
   return f.kind == Kind::bf16 || (path.tiled && f.kind != Kind::fp32);
 }

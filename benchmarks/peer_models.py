@@ -52,8 +52,8 @@ BLOCKS = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": 
 }
 """Names in a GGUF file's block by Hugging Face's names in a layer."""
 
-
 BLOCK = 8 << 20
+"""Bytes that are written at once."""
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ constexpr int64_t kUnit = 256;  // bytes
 constexpr int64_t kAlign = 64;
 constexpr int64_t kMostByRow = 65536;  // k of weights with a scale by row: their sums are 32-bit integers
 constexpr int64_t kStepByRow = 64;     // of which whole steps are multiplied
-constexpr int32_t kMostMultiple = 15;  // of such a scale at 4 bits: a weight is a byte then, in that scale
 constexpr int64_t kTileK = 32;  // k of a bf16 matrix tile (AMX)
 constexpr int64_t kTileRows = 16;
 

@@ -21,7 +21,7 @@ from deepseek_r1.kernels.quantised import quantise
 from deepseek_r1.layers.linear import LinearGroup, PackedEmbedding, PackedLinear, PackedLinearGroup
 from deepseek_r1.models.checkpoint.open import open_checkpoint
 from deepseek_r1.models.checkpoint.safetensors import write_safetensors
-from deepseek_r1.models.formats import MULTIPLES4
+from deepseek_r1.models.formats import FOUR_BITS
 from deepseek_r1.models.loading import load_decoder
 from deepseek_r1.models.locate import locate_model
 from deepseek_r1.serve.local import DeepSeekModel
@@ -125,7 +125,9 @@ def test_experts_that_are_stored_apart_in_several_types(wide: Callable[[str], Pa
     up, gate = (f"layers.0.mlp.experts.{name}_proj.weight" for name in ("up", "gate"))
     assert torch.equal(kept[gate], full[gate])
     for expert, matrix in enumerate(full[up]):
-        assert torch.equal(kept[up][expert], quantise(matrix, 4, 32, multiples=MULTIPLES4).dequantise()), expert
+        assert torch.equal(kept[up][expert], quantise(matrix, 4, 32, multiples=FOUR_BITS.multiples).dequantise()), (
+            expert
+        )
 
 
 def test_a_file_of_several_types(wide: Callable[[str], Path], tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_file_of_several_types(wide: Callable[[str], Path], tmp_path: Path) ->
         assert torch.equal(full[name], kept[name])
     down, gate = "layers.0.mlp.down_proj.weight", "layers.0.mlp.gate_up.gate_proj.weight"
     assert torch.equal(kept[down], quantise(full[down], 8, 32).dequantise())
-    assert torch.equal(kept[gate], quantise(full[gate], 4, 32, multiples=MULTIPLES4).dequantise())
+    assert torch.equal(kept[gate], quantise(full[gate], 4, 32, multiples=FOUR_BITS.multiples).dequantise())
     decoder = load_decoder(path, DeepSeekConfig("int4"), pack=True)
     qkv = decoder.get_submodule("layers.0.attention.qkv")
     assert isinstance(qkv, LinearGroup) and all(isinstance(member, PackedLinear) for member in qkv.children())

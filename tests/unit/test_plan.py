@@ -23,7 +23,7 @@ from deepseek_r1.models.checkpoint.base import Checkpoint
 from deepseek_r1.models.config import Fields
 from deepseek_r1.models.decoder import Decoder
 from deepseek_r1.models.families.base import stored_shape
-from deepseek_r1.models.formats import MULTIPLES4
+from deepseek_r1.models.formats import FOUR_BITS
 from deepseek_r1.models.locate import locate_model
 from deepseek_r1.models.registry import FAMILIES
 from deepseek_r1.models.saving import save_model
@@ -105,7 +105,7 @@ HAND_FP32 = {
 # row of the other, 4160 bytes.
 # Qwen: 1_089_994_752 in two tables, 6_525_288_448 in linears, 333_312 in norms and biases; a row has 3640 bytes.
 # SmolLM3: 262_668_288 in the tied table, 2_812_280_832 in linears, 149_504 in norms; all of it is read, and 2080 bytes.
-OWN = 4 * MULTIPLES4
+OWN = 4 * FOUR_BITS.multiples
 HAND_NATIVE = {
     "Llama-3.1-8B": (
         1_050_673_152 * 130 // 128 + 6_979_321_856 * 130 // 128 + 266_240 * 4,

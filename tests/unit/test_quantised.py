@@ -59,6 +59,20 @@ def rounded(weight: torch.Tensor, bits: int, group: int, minima: bool) -> torch.
     return torch.stack(errors, 1)
 
 
+def drawn(rows: int, columns: int, seed: int, exponent: float, kind: str, shift: float = 0.0) -> torch.Tensor:
+    """Weights (rows, columns) of a normal distribution, or with what is hard to quantise among them."""
+    weight = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) + shift) * 10**exponent
+    if kind == "zero rows":
+        weight[::2] = 0
+    if kind == "constant rows":
+        weight[:] = weight[:, :1]
+    if kind == "one outlier":
+        weight[0, columns // 2] *= 50
+    if kind == "tiny groups":
+        weight[:, 32:64] *= 1e-3
+    return weight
+
+
 def ranges(weight: torch.Tensor, group: int) -> torch.Tensor:
     """Per weight: the largest magnitude and the spread of its group, (2, out, in)."""
     parts = weight.split(group, dim=1)
@@ -81,13 +95,7 @@ def test_errors_are_bounded(
     bits: int, group: int, minima: bool, rows: int, columns: int, seed: int, exponent: float, shift: float, kind: str
 ) -> None:
     """No group is further off, in squares, than by plain rounding, and no weight further than a few such steps."""
-    weight = (torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) + shift) * 10**exponent
-    if kind == "zero rows":
-        weight[::2] = 0
-    if kind == "constant rows":
-        weight[:] = weight[:, :1]
-    if kind == "one outlier":
-        weight[0, columns // 2] *= 50
+    weight = drawn(rows, columns, seed, exponent, kind, shift)
     group = group or columns
     found = quantise(weight, bits, group, minima=minima)
     assert found.codes.dtype is torch.uint8 and int(found.codes.max()) < 1 << bits
@@ -118,15 +126,7 @@ def test_errors_are_bounded(
 )
 def test_multiples_of_a_rows_scale(rows: int, columns: int, seed: int, exponent: float, kind: str) -> None:
     """Little worse than scales of their own, row by row; far off only what is far smaller than the rest of its row."""
-    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 10**exponent
-    if kind == "zero rows":
-        weight[::2] = 0
-    if kind == "constant rows":
-        weight[:] = weight[:, :1]
-    if kind == "one outlier":
-        weight[0, columns // 2] *= 50
-    if kind == "tiny groups":
-        weight[:, 32:64] *= 1e-3
+    weight = drawn(rows, columns, seed, exponent, kind)
     found = quantise(weight, 4, 32, multiples=True)
     assert found.row_scales is not None and found.row_scales.shape == (rows, 1)
     assert found.format == (4, 32, False, True) and int(found.codes.max()) <= 15

@@ -20,12 +20,6 @@ from deepseek_r1.models.families.base import Family
 from deepseek_r1.models.registry import read_config, read_family
 from deepseek_r1.models.shapes import parameter_shapes
 
-MULTIPLES4 = path_name() == "amx"
-"""Whether the scales of what is quantised to 4 bits here are whole multiples of one per row.
-
-Then its products are sums of integers to the end, as those of 8 bits by row are (csrc/linear_amx_int8.h).
-"""
-
 GROUP8 = 0 if path_name() == "amx" else 128
 """The groups of what is quantised to 8 bits here, where the file's own form has none; 0 for one scale per row.
 
@@ -66,8 +60,8 @@ class WeightFormat(NamedTuple):
 
 
 EIGHT_BITS = WeightFormat(8, GROUP8)
-FOUR_BITS = WeightFormat(4, 32, multiples=MULTIPLES4)
-"""What is quantised to 4 bits here."""
+FOUR_BITS = WeightFormat(4, 32, multiples=path_name() == "amx")
+"""What is quantised to 4 bits here. With multiples products are sums of integers to the end, as those of 8 bits."""
 
 
 def operator_class(name: str) -> str:
